@@ -1,0 +1,75 @@
+"""What an attack is, and what running one gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from .streams import Streams
+from .threat import Threat
+
+Model = Callable[[Tensor], Tensor]
+"""Maps inputs ``(n, ...)`` within the threat's bounds to logits ``(n, k)``; usually an ``nn.Module``."""
+
+Randomness = torch.Generator | Streams | None
+"""A generator, one stream per sample, or None for seed 0."""
+
+
+@runtime_checkable
+class Attack(Protocol):
+    """A frozen dataclass whose fields are its hyper-parameters and whose call is the attack.
+
+    ``attack(model, x, y, threat, generator=g)`` returns ``x_adv`` with the shape, dtype and device of ``x``,
+    inside the ball and bounds of ``threat`` (a smallest-perturbation attack may leave the ball; it says so by
+    ``minimal = True``), with the gradient state and train/eval mode of ``model`` left as found.
+    A sample that is already misclassified (or, targeted, already in its target class) comes back unchanged.
+    A sample for which nothing was found comes back as the best attempt.
+    """
+
+    def __call__(
+        self, model: Model, x: Tensor, y: Tensor, threat: Threat, *, generator: Randomness = None
+    ) -> Tensor: ...
+
+
+@dataclass(frozen=True, slots=True)
+class AttackOutcome:
+    """What :func:`~auditorch.attacks.engine.evaluate` found; tensors live on the CPU.
+
+    Attributes:
+        x_adv: ``(n, ...)``, the adversarial input where ``success``, otherwise the clean input.
+        success: bool ``(n,)``, true where the model errs on ``x_adv``, re-verified in float32 eager mode. Inputs
+            misclassified from the start count, at distance 0.
+        distance: float32 ``(n,)`` in the threat's norm; infinity where nothing was found.
+        correct: bool ``(n,)``, whether the clean input was classified as labelled.
+        clean_logits, adv_logits: float32 ``(n, k)`` on ``x`` and on ``x_adv``.
+        forwards, backwards: samples passed through the model forwards and backwards by the attack itself.
+        verification_forwards: samples passed through the model for the clean prediction and the re-verification.
+        examined: bool ``(n,)``, false where a budget ended before the sample's turn.
+        seconds: wall time.
+    """
+
+    x_adv: Tensor
+    success: Tensor
+    distance: Tensor
+    correct: Tensor
+    clean_logits: Tensor
+    adv_logits: Tensor
+    forwards: int
+    backwards: int
+    verification_forwards: int
+    examined: Tensor
+    seconds: float
+
+    @property
+    def queries(self) -> int:
+        """Model evaluations, the unit in which black-box attacks are compared."""
+        return self.forwards
+
+    @property
+    def robust_accuracy(self) -> float:
+        """Share of examined samples classified correctly before and after the attack."""
+        return float((~self.success[self.examined]).float().mean())

@@ -1,0 +1,95 @@
+"""What a check is, and what the runner hands it."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+from torch import Tensor
+
+from ...reports.record import Evidence, Result
+from ..samples import Samples
+from ..target import Access, Modality, Target
+
+
+class Progress(Protocol):
+    """Where a check reports how far it is; shown with the remaining time."""
+
+    def start(self, label: str, total: float) -> None: ...
+
+    def advance(self, amount: float = 1.0) -> None: ...
+
+
+class Context(Protocol):
+    """What the runner gives a check besides target and samples."""
+
+    seed: int
+    batch_size: int | None
+    progress: Progress
+    variant: str
+
+    def evidence(self, kind: str, tensors: Mapping[str, Tensor], name: str = "") -> Evidence:
+        """Writes tensors as safetensors under ``evidence/<variant>/<check id>[-name].safetensors`` and hashes it."""
+        ...
+
+    def read_evidence(self, evidence: Evidence) -> dict[str, Tensor]:
+        """The tensors of an evidence file, after its hash was checked."""
+        ...
+
+    def samples(self, source: str) -> Samples:
+        """Loads further data (a training set) the way ``data.source`` is loaded, path relative to the spec."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """One thing that ``verify`` re-checked."""
+
+    what: str
+    ok: bool
+    detail: str = ""
+
+
+class Check(BaseModel):
+    """Base of all checks: a frozen pydantic config whose ``run`` gives a Result.
+
+    Class attributes describe the check for ``list``, ``show``, the docs and the report.
+    ``version`` is part of the cache key: raise it whenever results may change.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    question: ClassVar[str]
+    requires: ClassVar[frozenset[Access]] = frozenset({"scores"})
+    modalities: ClassVar[frozenset[Modality]] = frozenset({"image", "text", "tabular"})
+    references: ClassVar[tuple[str, ...]] = ()
+    standards: ClassVar[tuple[str, ...]] = ()
+    metrics: ClassVar[Mapping[str, str]] = {}
+    cost: ClassVar[str] = ""
+    version: ClassVar[int] = 1
+
+    id: str = Field(default="", description="Name of this result in gates and report; the check's name when empty.")
+    variants: tuple[str, ...] | None = Field(default=None, description="Variants to run on; all when left out.")
+
+    @abstractmethod
+    def run(self, target: Target, samples: Samples, context: Context) -> Result:
+        """Examines ``target`` on ``samples``."""
+
+    def files(self) -> tuple[str, ...]:
+        """Data the check reads besides ``samples`` (paths as in the spec); their hashes join the cache key."""
+        return ()
+
+    def verify(self, target: Target, samples: Samples, result: Result, context: Context) -> Iterator[Claim]:
+        """Re-checks what ``result`` claims against its evidence and the reloaded model."""
+        del target, samples, result, context
+        yield from ()
+
+
+def encoded(target: Target, samples: Samples, batch_size: int = 512) -> tuple[Tensor, Tensor]:
+    """All samples as one encoded tensor ``(n, ...)`` and labels int64 ``(n,)``, on the CPU."""
+    parts = [(target.encode(raw), torch.from_numpy(labels)) for raw, labels in samples.batches(batch_size)]
+    return torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts])

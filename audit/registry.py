@@ -1,0 +1,68 @@
+"""Names of everything that a spec can ask for: built-ins in one lazy table, third parties through entry points."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any, Literal
+
+from .errors import SpecError
+
+Kind = Literal["checks", "attacks", "defenses"]
+
+BUILTIN: dict[Kind, dict[str, str]] = {
+    "checks": {
+        "performance": "audit.checks.performance:Performance",
+        "evasion": "audit.checks.evasion:Evasion",
+        "attribution": "audit.checks.attribution:Attribution",
+        "membership": "audit.checks.membership:Membership",
+    },
+    "attacks": {
+        "fgsm": "attacks.evasion.fgsm:FGSM",
+        "pgd": "attacks.evasion.pgd:PGD",
+        "apgd": "attacks.evasion.apgd:APGD",
+        "hopskipjump_art": "attacks.evasion.art_adapter:HopSkipJumpART",
+    },
+    "defenses": {
+        "adversarial_training": "audit.variants.adversarial_training:AdversarialTrainingVariant",
+        "regularization": "audit.variants.regularization:RegularizationVariant",
+        "dp_sgd": "audit.variants.dp_sgd:DPSGDVariant",
+    },
+}
+"""Relative to the package that holds the five folders; each value is ``module:attribute``."""
+
+_PACKAGE = __name__.rsplit(".", 2)[0]
+
+
+def names(kind: Kind) -> tuple[str, ...]:
+    """All registered names, built-ins first, nothing imported."""
+    return (*BUILTIN[kind], *(entry.name for entry in _extensions(kind) if entry.name not in BUILTIN[kind]))
+
+
+def load(kind: Kind, name: str) -> Any:
+    """The class registered under ``name``.
+
+    Raises:
+        SpecError: for an unknown name, with the nearest one.
+    """
+    if name in BUILTIN[kind]:
+        module, attribute = BUILTIN[kind][name].split(":")
+        return getattr(import_module(f"{_PACKAGE}.{module}"), attribute)
+    for entry in _extensions(kind):
+        if entry.name == name:
+            return entry.load()
+    raise SpecError(unknown(kind.removesuffix("s"), name, names(kind)))
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> str:
+    """The message for a name that does not exist: ``unknown check 'evason'. Did you mean 'evasion'?``"""
+    known = tuple(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(sorted(known))}."
+    return f"unknown {what} {name!r}. {hint}"
+
+
+def _extensions(kind: Kind) -> Iterable[Any]:
+    return entry_points(group=f"auditorch.{kind}")

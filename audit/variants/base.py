@@ -1,0 +1,59 @@
+"""What a variant is: the model after a defense, a compression or a retraining."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+
+from ...reports.record import Figure, Metric
+from ..checks.base import Context
+from ..samples import Samples
+from ..target import Target
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A finished variant: its module and what the record says of it."""
+
+    module: nn.Module
+    summary: str
+    metrics: tuple[Metric, ...] = ()
+    figures: tuple[Figure, ...] = ()
+    warnings: tuple[str, ...] = ()
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Variant(BaseModel):
+    """Base of all variants: a frozen pydantic config whose ``build`` gives a new module.
+
+    ``build`` must leave ``target.module`` as it was (work on a copy).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    references: ClassVar[tuple[str, ...]] = ()
+    version: ClassVar[int] = 1
+
+    id: str = Field(default="", description="Name of the variant in gates and report; the kind when empty.")
+
+    @abstractmethod
+    def build(self, target: Target, samples: Samples, context: Context) -> Built:
+        """The variant of ``target``. ``samples`` is the audit's test data: use it for nothing but shapes."""
+
+    def files(self) -> tuple[str, ...]:
+        """Data the variant reads (paths as in the spec); their hashes join the cache key."""
+        return ()
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """Turns a copy of the base module into the structure whose state dict ``build`` produced.
+
+        Needed to reload a variant's saved weights when the treatment changes layers (BatchNorm to GroupNorm).
+        """
+        return module
