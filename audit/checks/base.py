@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
+import torch
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from ...reports.record import Evidence, Result
