@@ -1,0 +1,59 @@
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO ?=
+
+export OMP_NUM_THREADS ?= 2
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test test-slow test-gpu coverage lint format bench bench-attacks wheel-check clean
+
+demo: .venv/.installed  ## Audit the demo model and write the report (DEMO=--quick for the short form)
+	$(BIN)/auditorch demo -o auditorch-demo $(DEMO)
+
+test: .venv/.installed  ## The fast tests
+	$(BIN)/python -m pytest
+
+test-slow: .venv/.installed
+	$(BIN)/python -m pytest -m slow
+
+test-gpu: .venv/.installed
+	$(BIN)/python -m pytest -m gpu
+
+coverage: .venv/.installed
+	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage report --skip-covered
+
+lint: .venv/.installed build/typing/auditorch
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
+
+format: .venv/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: bench-attacks
+
+bench-attacks: .venv/.installed  ## PEERS=DIR adds libraries installed there with `pip install --no-deps --target DIR`
+	$(BIN)/python benchmarks/attacks.py $(if $(PEERS),--peers $(PEERS))
+
+wheel-check: .venv/.installed  ## Build the wheel, install it in a fresh environment, use it from another folder
+	rm -rf build/wheel build/lib build/bdist.* && mkdir -p build/wheel
+	$(BIN)/python -m build --wheel --outdir build/wheel .
+	$(PYTHON) -m venv build/wheel/venv
+	build/wheel/venv/bin/pip install -q -c constraints.txt build/wheel/*.whl
+	cp tests/smoke.py build/wheel/smoke.py
+	cd build/wheel && venv/bin/python -I smoke.py
+
+.venv/.installed: pyproject.toml constraints.txt setup.py
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	touch $@
+
+# Type checkers do not run the editable install's import hook: show them the folders under their package name.
+build/typing/auditorch:
+	mkdir -p $@
+	for root in audit attacks defenses privacy reports; do ln -sfn ../../../$$root $@/$$root; done
+
+clean:
+	rm -rf build *.egg-info .pytest_cache .ruff_cache .hypothesis auditorch-demo auditorch-report
