@@ -81,6 +81,10 @@ class Check(BaseModel):
     def run(self, target: Target, samples: Samples, context: Context) -> Result:
         """Examines ``target`` on ``samples``."""
 
+    def required(self) -> frozenset[Access]:
+        """The access this configuration needs; differs from ``requires`` where it depends on a field."""
+        return self.requires
+
     def files(self) -> tuple[str, ...]:
         """Data the check reads besides ``samples`` (paths as in the spec); their hashes join the cache key."""
         return ()
