@@ -1,0 +1,49 @@
+"""An exponential moving average of weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from ..attacks.errors import UnsupportedError
+
+
+class MovingAverage:
+    """Averages parameters in place of the last iterate (Polyak & Juditsky, 1992).
+
+    Early on the decay is held down to ``(1 + t) / (10 + t)`` at update t, so that the start is forgotten.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], decay: float) -> None:
+        if not 0 <= decay < 1:
+            raise UnsupportedError(f"ema is {decay}: the decay must be at least 0 and below 1")
+        self._parameters = list(parameters)
+        self._decay = decay
+        self._updates = 0
+        self._means = [parameter.detach().clone() for parameter in self._parameters]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Takes the parameters' present values into the average."""
+        self._updates += 1
+        decay = min(self._decay, (1 + self._updates) / (10 + self._updates))
+        for mean, parameter in zip(self._means, self._parameters, strict=True):
+            mean.lerp_(parameter, 1 - decay)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Inside, the parameters have their average values."""
+        present = [parameter.detach().clone() for parameter in self._parameters]
+        self._write(self._means)
+        try:
+            yield
+        finally:
+            self._write(present)
+
+    @torch.no_grad()
+    def _write(self, values: list[torch.Tensor]) -> None:
+        for parameter, value in zip(self._parameters, values, strict=True):
+            parameter.copy_(value)
