@@ -30,7 +30,8 @@ class Target:
         encode: raw batch -> encoded float32 tensor on the CPU.
         classes: names of the k classes.
         access: what an attacker of this target has; white-box checks need ``gradients``.
-        sha256: hash of weights and factory source; part of every cache key.
+        sha256: hash of weights, factory source, arguments and preprocessing; part of every cache key.
+        warnings: what a reader must know about how the model was loaded.
     """
 
     module: nn.Module
@@ -41,6 +42,7 @@ class Target:
     device: torch.device
     sha256: str
     access: frozenset[Access] = frozenset({"gradients", "scores", "labels"})
+    warnings: tuple[str, ...] = ()
 
     @torch.no_grad()
     def logits(self, raw: Any) -> Tensor:

@@ -1,0 +1,1 @@
+"""Loads models and data, and refuses files that could run code."""

@@ -1,0 +1,123 @@
+"""From the spec's ``data`` section, or a further source, to samples."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import DataError
+from ..samples import Inputs, Samples
+from ..spec import Spec
+from .arrays import read_arrays
+from .images import ImageFolder, read_folder
+from .python_factory import load_factory
+from .validate import check_inputs, check_labels
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Data as a reader gives it, before validation.
+
+    ``classes`` is empty where the source does not name them; ``names`` where row numbers serve.
+    """
+
+    inputs: Inputs
+    labels: Any
+    sha256: str
+    classes: tuple[str, ...] = ()
+    names: Sequence[str] = ()
+
+
+def load_samples(spec: Spec, source: str | None = None, classes: tuple[str, ...] | None = None) -> Samples:
+    """The samples of ``data``, or of a further ``source`` read the same way (without ``limit``).
+
+    Args:
+        source: a path relative to the spec, or ``file.py:callable``; ``data`` when None.
+        classes: names of the classes where they are known (those of the target).
+
+    Raises:
+        DataError: when the data is missing, empty, or has shapes, labels or values that no model can take.
+    """
+    named = classes or spec.data.classes or spec.model.classes
+    place = source or spec.data.source or spec.data.factory or ""
+    samples = _validated(_read(spec, source, named), spec, place, named)
+    return samples if source is not None or spec.data.limit is None else subset(samples, spec.data.limit, spec.seed)
+
+
+def subset(samples: Samples, limit: int, seed: int) -> Samples:
+    """A random subset of ``limit`` samples in their original order; ids stay positions in the full data."""
+    if limit >= len(samples):
+        return samples
+    chosen = np.random.default_rng(seed).permutation(len(samples))[:limit]
+    return samples.select(np.sort(chosen).astype(np.int64))
+
+
+def digits(k: int) -> tuple[str, ...]:
+    """Names of k classes that nobody named: ``("0", "1", …)``."""
+    return tuple(str(i) for i in range(k))
+
+
+def _read(spec: Spec, source: str | None, named: tuple[str, ...] | None) -> Loaded | Samples:
+    if source is None and spec.data.factory is not None:
+        return _from_factory(spec.data.factory, spec.data.arguments, spec.base_dir)
+    path = source or spec.data.source or ""
+    if ".py:" in path:
+        return _from_factory(path, {}, spec.base_dir)
+    return _from_path(spec.resolve(path), spec, named)
+
+
+def _from_path(path: Path, spec: Spec, named: tuple[str, ...] | None) -> Loaded:
+    if path.is_dir() and not any(path.glob("*.npy")):
+        folder = read_folder(path, spec.model.preprocessing.size, named)
+        return Loaded(folder.images, folder.labels, folder.sha256, folder.classes, folder.images.names)
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder")
+    arrays = read_arrays(path)
+    return Loaded(arrays.inputs, arrays.labels, arrays.sha256)
+
+
+def _from_factory(name: str, arguments: dict[str, Any], base_dir: Path) -> Loaded | Samples:
+    result = load_factory(name, base_dir, DataError)(arguments)
+    if isinstance(result, Samples):
+        return result
+    if not isinstance(result, tuple | list) or len(result) != 2:
+        raise DataError(f"{name} returned {type(result).__name__}; it must return (inputs, labels) or Samples")
+    inputs, labels = (np.asarray(part) for part in result)
+    digest = hashlib.sha256()
+    for array in (inputs, labels):
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return Loaded(inputs, labels, digest.hexdigest())
+
+
+def _validated(loaded: Loaded | Samples, spec: Spec, place: str, named: tuple[str, ...] | None) -> Samples:
+    labels = check_labels(loaded.labels, len(loaded.inputs), place)
+    if not isinstance(loaded.inputs, ImageFolder):
+        check_inputs(loaded.inputs, spec.model.modality, spec.data.layout, place)
+    classes = named or loaded.classes or digits(max(int(labels.max()) + 1, 2))
+    if labels.max() >= len(classes):
+        raise DataError(
+            f"{place}: a label is {labels.max()}, but {len(classes)} classes are named (0..{len(classes) - 1})"
+        )
+    if isinstance(loaded, Samples):
+        return replace(loaded, labels=labels, classes=classes)
+    names = loaded.names or Rows(len(labels))
+    return Samples(loaded.inputs, labels, np.arange(len(labels)), names, classes, place, loaded.sha256)
+
+
+@dataclass(frozen=True, slots=True)
+class Rows(Sequence[str]):
+    """The names of samples that have none: their row numbers."""
+
+    n: int
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, index: Any) -> Any:
+        return [str(i) for i in range(self.n)[index]] if isinstance(index, slice) else str(range(self.n)[index])

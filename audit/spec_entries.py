@@ -1,0 +1,123 @@
+"""Reads the entries of ``checks`` and ``variants`` with the classes that the registry names, and checks references."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from . import registry
+from .errors import AuditError
+from .spec_problems import Problem, suggestion, validated
+from .yaml_lines import Location
+
+if TYPE_CHECKING:
+    from .spec import GateSpec
+
+BASE = "base"
+"""The id of the untreated model."""
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+
+def entry_parts(entry: Any) -> tuple[str, Any] | None:
+    """Name and options of ``evasion`` or ``evasion: {…}``; None for any other shape."""
+    if isinstance(entry, str):
+        return entry, {}
+    if isinstance(entry, Mapping) and len(entry) == 1:
+        name, options = next(iter(entry.items()))
+        return str(name), {} if options is None else options
+    return None
+
+
+def read_entries(raw: Mapping[str, Any], field: str, kind: registry.Kind, problems: list[Problem]) -> tuple[Any, ...]:
+    """The configured checks or variants; ids filled in, unique and fit for file names."""
+    parsed = []
+    taken: dict[str, Location] = {}
+    for location, entry in _listed(raw, field):
+        one = _read_entry(entry, location, kind, problems)
+        if one is None:
+            continue
+        key = one.id.casefold()  # ids become file names, and some file systems ignore case
+        if kind == "defenses" and key == BASE:
+            problems.append(Problem(location, f"the id {BASE!r} means the untreated model; choose another"))
+        elif key in taken:
+            other = f"{taken[key][0]}[{taken[key][1]}]"
+            problems.append(Problem(location, f"the id {one.id!r} is also that of {other}; give each its own `id`"))
+        taken[key] = location
+        parsed.append(one)
+    return tuple(parsed)
+
+
+def check_references(raw: Mapping[str, Any], gates: Mapping[Location, GateSpec], problems: list[Problem]) -> None:
+    """Adds a problem for each gate or ``variants:`` list that names what the spec does not have."""
+    checks, variants = _ids(raw, "checks"), [BASE, *_ids(raw, "variants")]
+    for location, entry in _listed(raw, "checks"):
+        parts = entry_parts(entry)
+        wanted = parts[1].get("variants") if parts and isinstance(parts[1], Mapping) else None
+        for variant in wanted if isinstance(wanted, list | tuple) else ():
+            if str(variant) not in variants:
+                where = (*location, *_inside(entry), "variants")
+                problems.append(Problem(where, f"no variant {str(variant)!r}. {suggestion(str(variant), variants)}"))
+    for location, gate in gates.items():
+        message = _gate_problem(gate.expression, checks, variants)
+        if message:
+            problems.append(Problem(location, message))
+
+
+def _gate_problem(expression: str, checks: list[str], variants: list[str]) -> str:
+    from .gates import parse_gate  # here, because gates.py needs the record and this file must stay light
+
+    try:
+        gate = parse_gate(expression)
+    except AuditError as error:
+        return str(error)
+    if gate.check_id not in checks:
+        return f"gate {expression!r}: no check {gate.check_id!r}. {suggestion(gate.check_id, checks)}"
+    if gate.variant is not None and gate.variant not in variants:
+        return f"gate {expression!r}: no variant {gate.variant!r}. {suggestion(gate.variant, variants)}"
+    return ""
+
+
+def _read_entry(entry: Any, location: Location, kind: registry.Kind, problems: list[Problem]) -> Any | None:
+    parts = entry_parts(entry)
+    if parts is None:
+        problems.append(Problem(location, "expected a name, or one name with its options: `- evasion: {eps: 8/255}`"))
+        return None
+    name, options = parts
+    try:
+        cls = registry.load(kind, name)
+    except AuditError as error:
+        problems.append(Problem((*location, *_inside(entry)), str(error)))
+        return None
+    one = validated(cls, options, (*location, *_inside(entry)), problems)
+    if one is None:
+        return None
+    if not one.id:
+        return one.model_copy(update={"id": name})
+    if not _ID.fullmatch(one.id):
+        rule = "letters, digits, - and _, at most 64, starting with a letter or digit"
+        problems.append(Problem((*location, *_inside(entry), "id"), f"{one.id!r} cannot be an id: use {rule}"))
+        return None
+    return one
+
+
+def _listed(raw: Mapping[str, Any], field: str) -> Iterator[tuple[Location, Any]]:
+    entries = raw.get(field)
+    if isinstance(entries, list | tuple):
+        yield from (((field, i), entry) for i, entry in enumerate(entries))
+
+
+def _inside(entry: Any) -> tuple[str, ...]:
+    """The step from an entry to its options: the name, when the entry is a mapping."""
+    return (next(iter(entry)),) if isinstance(entry, Mapping) and len(entry) == 1 else ()
+
+
+def _ids(raw: Mapping[str, Any], field: str) -> list[str]:
+    """Ids as written, also of entries that are otherwise wrong, so that one mistake is reported once."""
+    found = []
+    for _, entry in _listed(raw, field):
+        name, options = entry_parts(entry) or ("", {})
+        given = options.get("id") if isinstance(options, Mapping) else None
+        found.append(str(given or name))
+    return found
