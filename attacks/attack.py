@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from .errors import UnsupportedError
 from .streams import Streams
-from .threat import Threat
+from .threat import NORMS, Threat
 
 Model = Callable[[Tensor], Tensor]
 """Maps inputs ``(n, ...)`` within the threat's bounds to logits ``(n, k)``; usually an ``nn.Module``."""
@@ -28,6 +29,9 @@ class Attack(Protocol):
     ``minimal = True``), with the gradient state and train/eval mode of ``model`` left as found.
     A sample that is already misclassified (or, targeted, already in its target class) comes back unchanged.
     A sample for which nothing was found comes back as the best attempt.
+
+    An attack may declare, as class attributes: ``norms``, the norms it knows (default: all); ``access``, what it
+    needs of the model, ``gradients`` (default), ``scores`` or ``labels``; and ``minimal`` (default: false).
     """
 
     def __call__(
@@ -35,16 +39,32 @@ class Attack(Protocol):
     ) -> Tensor: ...
 
 
+Access = Literal["gradients", "scores", "labels"]
+
+
+def check_norm(attack: object, threat: Threat) -> None:
+    """Refuses a norm that the attack does not declare.
+
+    Raises:
+        UnsupportedError: naming the norms it knows.
+    """
+    known = getattr(attack, "norms", NORMS)
+    if threat.norm not in known:
+        raise UnsupportedError(f"{type(attack).__name__} knows the norms {', '.join(known)}, not {threat.norm}")
+
+
 @dataclass(frozen=True, slots=True)
 class AttackOutcome:
     """What :func:`~auditorch.attacks.engine.evaluate` found; tensors live on the CPU.
 
     Attributes:
-        x_adv: ``(n, ...)``, the adversarial input where ``success``, otherwise the clean input.
-        success: bool ``(n,)``, true where the model errs on ``x_adv``, re-verified in float32 eager mode. Inputs
-            misclassified from the start count, at distance 0.
-        distance: float32 ``(n,)`` in the threat's norm; infinity where nothing was found.
-        correct: bool ``(n,)``, whether the clean input was classified as labelled.
+        x_adv: ``(n, ...)``, the adversarial input where ``distance`` is finite, otherwise the clean input.
+        success: bool ``(n,)``, true where the model errs on ``x_adv`` and ``x_adv`` lies in the ball, re-verified in
+            float32 eager mode. Inputs misclassified from the start count, at distance 0.
+        distance: float32 ``(n,)`` in the threat's norm; infinity where nothing was found. A smallest-perturbation
+            attack may report distances beyond the ball: not a success, but a point of the curve.
+        correct: bool ``(n,)``, whether the clean input was classified as labelled (targeted: was not yet in the
+            target class).
         clean_logits, adv_logits: float32 ``(n, k)`` on ``x`` and on ``x_adv``.
         forwards, backwards: samples passed through the model forwards and backwards by the attack itself.
         verification_forwards: samples passed through the model for the clean prediction and the re-verification.
@@ -72,4 +92,11 @@ class AttackOutcome:
     @property
     def robust_accuracy(self) -> float:
         """Share of examined samples classified correctly before and after the attack."""
-        return float((~self.success[self.examined]).float().mean())
+        return float((~self.success[self.examined]).double().mean())
+
+    def robust_accuracy_at(self, eps: float) -> float:
+        """Share of examined samples with no adversarial input within ``eps``: the curve of a smallest-perturbation run.
+
+        After an attack at a fixed radius this is an upper bound at smaller ``eps``.
+        """
+        return float((self.distance[self.examined] > eps).double().mean())

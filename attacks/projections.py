@@ -41,3 +41,50 @@ def project_l1_box(x_adv: Tensor, x: Tensor, eps: float, low: float, high: float
     shrunk = torch.minimum((size - threshold).clamp_min(0), room)
     result = torch.where(inside[:, None], capped, shrunk)
     return torch.clamp(x + (result * delta.sign()).view_as(x), low, high)
+
+
+def steepest_corner(x: Tensor, gradient: Tensor, norm: str, eps: float, bounds: tuple[float, float]) -> Tensor:
+    """The point of ball and bounds that maximises ``<gradient, point - x>``, exactly; shape of ``x``.
+
+    Where the loss is linear this is the strongest attack of radius ``eps``. Features without gradient stay.
+    """
+    low, high = bounds
+    g = gradient.flatten(1)
+    origin = x.flatten(1)
+    room = torch.where(g > 0, high - origin, origin - low).clamp_min(0) * (g != 0)
+    size = g.abs()
+    match norm:
+        case "linf":
+            step = room.clamp_max(eps)
+        case "l2":
+            step = _l2_corner(size, room.clamp_max(eps), eps)
+        case "l1":
+            step = _l1_corner(size, room, eps)
+        case _:
+            k = min(int(eps), g.shape[1])
+            top = (size * room).topk(k, dim=1).indices
+            step = torch.zeros_like(room).scatter_(1, top, room.gather(1, top))
+    return torch.clamp(x + (step * g.sign()).view_as(x), low, high)
+
+
+def _l1_corner(size: Tensor, room: Tensor, eps: float) -> Tensor:
+    """Spends eps on the largest gradients first, each as far as it has room."""
+    order = size.argsort(dim=1, descending=True)
+    wanted = room.gather(1, order)
+    spent_before = wanted.cumsum(1) - wanted
+    given = torch.minimum((eps - spent_before).clamp_min(0), wanted)
+    return torch.zeros_like(room).scatter_(1, order, given)
+
+
+def _l2_corner(size: Tensor, room: Tensor, eps: float) -> Tensor:
+    """``min(scale * size, room)`` with the scale at which its l2 norm is eps; sorts where features saturate."""
+    size = size / size.amax(1, keepdim=True).clamp_min(torch.finfo(size.dtype).tiny)
+    ratio, order = (room / size.clamp_min(1e-12)).sort(dim=1)
+    room2, size2 = room.gather(1, order).square(), size.gather(1, order).square()
+    full = room2.cumsum(1)
+    rest = size2.flip(1).cumsum(1).flip(1) - size2
+    saturated = (full + ratio.square() * rest <= eps**2).sum(1, keepdim=True)
+    full = torch.cat([torch.zeros_like(full[:, :1]), full], dim=1).gather(1, saturated)
+    free = torch.cat([size2.sum(1, keepdim=True), rest], dim=1).gather(1, saturated)
+    scale = ((eps**2 - full).clamp_min(0) / free.clamp_min(1e-30)).sqrt()
+    return torch.minimum(scale * size, room)

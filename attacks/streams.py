@@ -67,6 +67,10 @@ class Streams:
         """
         return Streams(self.keys[index], self.counter[index])
 
+    def to(self, device: torch.device) -> Streams:
+        """A copy on another device; it draws the same numbers there."""
+        return Streams(self.keys.to(device), self.counter.to(device))
+
     def fork(self, label: int) -> Streams:
         """Independent streams for another purpose (a restart, a second attack), the counters at zero."""
         return Streams(_mix(self.keys ^ _mix(torch.full_like(self.keys, label) + _GOLDEN)))

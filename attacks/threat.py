@@ -69,6 +69,25 @@ class Threat:
             case "l0":
                 return (delta != 0).sum(1).to(delta.dtype)
 
+    def in_bounds(self, x_adv: Tensor) -> Tensor:
+        """Bool ``(n,)``: whether every feature of each sample lies within the bounds, exactly. NaN does not."""
+        low, high = self.bounds
+        return ((x_adv >= low) & (x_adv <= high)).flatten(1).all(1)
+
+    def contains(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """Bool ``(n,)``: whether each ``x_adv`` lies in the ball around ``x`` and inside the bounds. NaN does not.
+
+        The bounds hold exactly. The radius may be exceeded by what rounding to the dtype of ``x`` explains: one
+        part in a million, plus one unit in the last place of the largest input for each feature changed (l1),
+        its root (l2), or once (linf). l0 holds exactly.
+        """
+        exact = self.distance(x_adv.double(), x.double())
+        changed = (x_adv != x).flatten(1).sum(1).double()
+        power = {"linf": 0.0, "l2": 0.5, "l1": 1.0, "l0": 0.0}[self.norm]
+        ulp = torch.finfo(x.dtype).eps * torch.maximum(x_adv.abs(), x.abs()).flatten(1).amax(1).double()
+        slack = torch.zeros_like(exact) if self.norm == "l0" else 1e-6 * self.eps + ulp * changed**power
+        return self.in_bounds(x_adv) & (exact <= self.eps + slack)
+
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """The point of the ball around ``x``, inside the bounds, to which ``x_adv`` is moved; shape of ``x``.
 
