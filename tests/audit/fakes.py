@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from auditorch.audit.checks.base import Progress
 from auditorch.audit.samples import Samples
 from auditorch.audit.target import Target
 from auditorch.reports.record import Evidence
@@ -61,7 +62,7 @@ def encode(raw: NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(raw.astype(np.float32) / 255).unsqueeze(1)
 
 
-def linear_model(k: int = 4, scale: float = 20.0) -> nn.Module:
+def linear_model(k: int = 4, scale: float = 20.0) -> nn.Sequential:
     """Logit c is ``scale`` times the mean of quadrant c: optimal for the toy images, every optimum in closed form."""
     layer = nn.Linear(64, k)
     with torch.no_grad():
@@ -81,7 +82,7 @@ def linf_optimum(samples: Samples, scale: float = 20.0) -> Tensor:
     return ((own[:, 0] - rivals) / (2 * scale)).clamp_min(0).detach()
 
 
-def small_cnn(k: int = 4, seed: int = 0) -> nn.Module:
+def small_cnn(k: int = 4, seed: int = 0) -> nn.Sequential:
     """An untrained convolutional network for the toy images."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -127,7 +128,7 @@ class FakeContext:
     batch_size: int | None = None
     variant: str = "base"
     sources: Mapping[str, Samples] = field(default_factory=dict)
-    progress: FakeProgress = field(default_factory=FakeProgress)
+    progress: Progress = field(default_factory=FakeProgress)
 
     def evidence(self, kind: str, tensors: Mapping[str, Tensor], name: str = "") -> Evidence:
         stem = f"{self.check}-{name}" if name else self.check
