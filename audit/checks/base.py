@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Protocol
 
 import torch
@@ -42,6 +43,10 @@ class Context(Protocol):
 
     def samples(self, source: str) -> Samples:
         """Loads further data (a training set) the way ``data.source`` is loaded, path relative to the spec."""
+        ...
+
+    def path(self, source: str) -> Path:
+        """Where a file that the spec names lies (relative to the spec's folder unless absolute)."""
         ...
 
 

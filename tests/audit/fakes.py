@@ -146,3 +146,6 @@ class FakeContext:
 
     def samples(self, source: str) -> Samples:
         return self.sources[source]
+
+    def path(self, source: str) -> Path:
+        return self.root / source
