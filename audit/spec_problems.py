@@ -86,12 +86,18 @@ def _place(detail: ErrorDetails, value: Any) -> Location:
     """The part of pydantic's location that stands in the file (union branches and validators do not)."""
     inner: list[str | int] = []
     for part in detail["loc"]:
-        if (isinstance(value, Mapping) and part in value) or (isinstance(value, list | tuple) and isinstance(part, int) and part < len(value)):
+        if _has(value, part):
             value = value[part]
             inner.append(part)
     if detail["type"] == "missing":
         inner.append(detail["loc"][-1])
     return tuple(inner)
+
+
+def _has(value: Any, part: str | int) -> bool:
+    if isinstance(value, Mapping):
+        return part in value
+    return isinstance(value, list | tuple) and isinstance(part, int) and part < len(value)
 
 
 def _message(detail: ErrorDetails, inner: Location, model: type[BaseModel]) -> str:

@@ -21,7 +21,11 @@ from .encode import ImageEncode, TableEncode
 from .normalized import Normalized
 from .probe import probe
 from .python_factory import Factory, load_factory
-from .weights import Weights, load_weights, read_weights
+from .torchscript import read_torchscript
+from .weights import load_weights, read_weights
+
+NO_WEIGHTS = "model.weights is not given: the model was audited as its factory built it"
+TRUSTED = "the model was loaded from TorchScript, which can run code, because the spec says trust: true"
 
 
 def load(spec: Spec, device: torch.device) -> tuple[Target, Samples]:
@@ -44,11 +48,7 @@ def load_target(spec: Spec, device: torch.device, samples: Samples) -> Target:
         UnsupportedError: for a ``source`` or modality that is not supported yet.
         DataError: when the labels exceed the model's classes.
     """
-    factory = _factory(spec)
-    body = _build(factory, spec.model)
-    weights = _weights(spec)
-    if weights is not None:
-        load_weights(body, weights, str(spec.model.weights))
+    body, identity, warnings = _body(spec)
     module = _normalized(body, spec.model.preprocessing).to(device).eval()
     encode = _encode(spec)
     probed = probe(module, encode, samples, device)
@@ -60,8 +60,8 @@ def load_target(spec: Spec, device: torch.device, samples: Samples) -> Target:
         modality=spec.model.modality,
         bounds=_bounds(spec, samples),
         device=device,
-        sha256=_identity(spec, factory, weights, classes, body),
-        warnings=probed.warnings,
+        sha256=_identity(spec, identity, classes),
+        warnings=(*warnings, *probed.warnings),
     )
 
 
@@ -87,15 +87,20 @@ def inner(module: nn.Module) -> nn.Module:
     return module
 
 
-def _factory(spec: Spec) -> Factory:
-    if spec.model.factory is None:
-        raise UnsupportedError(
-            f"model.source {spec.model.source!r}: folders, ONNX, .pt2, TorchScript and endpoints are not supported "
-            "yet; name a factory (model.factory: model.py:build) and its weights (model.weights: model.safetensors)"
-        )
+def _body(spec: Spec) -> tuple[nn.Module, list[str], tuple[str, ...]]:
+    """The user's module with its weights, hashes of what it was made from, and warnings."""
     if spec.model.modality == "text":
         raise UnsupportedError("model.modality text is not supported yet; choose image or tabular")
-    return load_factory(spec.model.factory, spec.base_dir, ModelError)
+    if spec.model.source is not None:
+        script = read_torchscript(spec.resolve(spec.model.source), spec.model.trust)
+        return script.module, [script.sha256], (TRUSTED,)
+    factory = load_factory(spec.model.factory or "", spec.base_dir, ModelError)
+    body = _build(factory, spec.model)
+    if spec.model.weights is None:
+        return body, [factory.name, factory.sha256, _state_hash(body)], (NO_WEIGHTS,)
+    weights = read_weights(spec.resolve(spec.model.weights))
+    load_weights(body, weights, spec.model.weights)
+    return body, [factory.name, factory.sha256, weights.sha256], ()
 
 
 def _build(factory: Factory, spec: ModelSpec) -> nn.Module:
@@ -105,10 +110,6 @@ def _build(factory: Factory, spec: ModelSpec) -> nn.Module:
     if not isinstance(module, nn.Module):
         raise ModelError(f"{factory.name} returned {type(module).__name__}; it must return a torch.nn.Module")
     return module
-
-
-def _weights(spec: Spec) -> Weights | None:
-    return None if spec.model.weights is None else read_weights(spec.resolve(spec.model.weights))
 
 
 def _normalized(body: nn.Module, preprocessing: Preprocessing) -> nn.Module:
@@ -146,18 +147,17 @@ def _classes(spec: Spec, samples: Samples, k: int) -> tuple[str, ...]:
     raise ModelError(f"the model has {k} outputs, but {len(known)} classes are named: {', '.join(known[:8])}")
 
 
-def _identity(spec: Spec, factory: Factory, weights: Weights | None, classes: tuple[str, ...], body: nn.Module) -> str:
+def _identity(spec: Spec, origin: list[str], classes: tuple[str, ...]) -> str:
     """Hash of everything that the target's answers depend on."""
     facts: dict[str, Any] = {
-        "factory": [factory.name, factory.sha256],
-        "weights": weights.sha256 if weights else _state_hash(body),
+        "origin": origin,
         "arguments": spec.model.arguments,
         "preprocessing": spec.model.preprocessing.model_dump(mode="json"),
         "modality": spec.model.modality,
         "layout": spec.data.layout,
         "classes": classes,
     }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=repr).encode()).hexdigest()
 
 
 def _state_hash(module: nn.Module) -> str:

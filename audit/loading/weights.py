@@ -66,8 +66,11 @@ def load_weights(module: nn.Module, weights: Weights, name: str) -> None:
     Raises:
         ModelError: listing missing and unexpected keys and shapes that differ.
     """
-    wanted = module.state_dict()
+    wanted = {key: value for key, value in module.state_dict().items() if isinstance(value, Tensor)}
     tensors = _without_prefix(weights.tensors, wanted)
+    odd = [key for key, value in tensors.items() if value.layout != torch.strided or value.is_quantized]
+    if odd:
+        raise ModelError(f"{name}: {odd[0]} is sparse, nested or quantized; save plain tensors")
     missing = [key for key in wanted if key not in tensors]
     unexpected = [key for key in tensors if key not in wanted]
     shapes = [
@@ -75,15 +78,24 @@ def load_weights(module: nn.Module, weights: Weights, name: str) -> None:
         for key, value in wanted.items()
         if key in tensors and tensors[key].shape != value.shape
     ]
+    kinds = [
+        f"{key}: file {_dtype(tensors[key])}, model {_dtype(value)}"
+        for key, value in wanted.items()
+        if key in tensors and tensors[key].is_floating_point() != value.is_floating_point()
+    ]
     tied = _tied(module, tensors)
     problems = [
         *_listed("missing in the file", [key for key in missing if key not in tied]),
         *_listed("unknown to the model", unexpected),
         *_listed("shapes that differ", shapes),
+        *_listed("number types that differ", kinds),
     ]
     if problems:
         raise ModelError(f"{name} does not fit the model. " + ". ".join(problems))
-    module.load_state_dict(dict(tensors), strict=False)
+    try:
+        module.load_state_dict(tensors, strict=False)
+    except Exception as error:
+        raise ModelError(f"{name} cannot be loaded into the model ({error})") from error
 
 
 def _safetensors(content: bytes, path: Path) -> dict[str, Tensor]:
@@ -93,7 +105,7 @@ def _safetensors(content: bytes, path: Path) -> dict[str, Tensor]:
         raise ModelError(f"{path}: damaged safetensors file ({error})") from error
 
 
-def _checkpoint(content: bytes, path: Path) -> Mapping[str, Tensor]:
+def _checkpoint(content: bytes, path: Path) -> dict[str, Tensor]:
     report = scan_bytes(content, str(path))
     if report.status != "clean":
         raise UnsafeModelError(
@@ -110,23 +122,18 @@ def _checkpoint(content: bytes, path: Path) -> Mapping[str, Tensor]:
     return _state_dict(loaded, path)
 
 
-def _state_dict(loaded: Any, path: Path) -> Mapping[str, Tensor]:
-    if _is_state_dict(loaded):
-        return loaded
-    keys = list(loaded) if isinstance(loaded, Mapping) else []
-    for key in _NESTED:
-        if key in keys and _is_state_dict(loaded[key]):
-            return loaded[key]
-    found = f"keys {', '.join(map(str, keys[:8]))}" if keys else f"a {type(loaded).__name__}"
+def _state_dict(loaded: Any, path: Path) -> dict[str, Tensor]:
+    outer = _plain(loaded)
+    for candidate in (outer, *(_plain(outer.get(key)) for key in _NESTED)):
+        if candidate and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in candidate.items()):
+            return candidate
+    found = f"keys {', '.join(map(str, list(outer)[:8]))}" if outer else f"a {type(loaded).__name__}"
     raise ModelError(f"{path}: no state dict inside ({found}); save model.state_dict()")
 
 
-def _is_state_dict(value: Any) -> bool:
-    return (
-        isinstance(value, Mapping)
-        and bool(value)
-        and all(isinstance(key, str) and isinstance(tensor, Tensor) for key, tensor in value.items())
-    )
+def _plain(value: Any) -> dict[Any, Any]:
+    """A dict without the attributes that a checkpoint may have set on it; empty when it is none."""
+    return dict(dict.items(value)) if isinstance(value, dict) else {}
 
 
 def _without_prefix(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -141,6 +148,10 @@ def _tied(module: nn.Module, tensors: Mapping[str, Tensor]) -> set[str]:
     parameters = dict(module.named_parameters(remove_duplicate=False))
     filled = {id(parameters[key]) for key in tensors if key in parameters}
     return {key for key, value in parameters.items() if id(value) in filled}
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _listed(what: str, items: Sequence[str]) -> list[str]:
