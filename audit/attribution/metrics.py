@@ -61,15 +61,26 @@ def _mean_ranks(values: Tensor) -> Tensor:
     return (below + up_to - 1).double() / 2
 
 
-def completeness_gap(module: nn.Module, x: Tensor, targets: Tensor, baseline: Tensor, attributions: Tensor) -> Tensor:
+def completeness_gap(
+    module: nn.Module,
+    x: Tensor,
+    targets: Tensor,
+    baseline: Tensor,
+    attributions: Tensor,
+    *,
+    batch_size: int = 256,
+) -> Tensor:
     """How far ``(n,)`` the attributions' sum is from ``f(x) - f(baseline)``, in logits (arXiv 1703.01365, axiom 1)."""
-    return (attributions.flatten(1).sum(1) - logit_change(module, x, targets, baseline)).abs()
+    change = logit_change(module, x, targets, baseline, batch_size=batch_size)
+    return (attributions.flatten(1).sum(1) - change).abs()
 
 
-def logit_change(module: nn.Module, x: Tensor, targets: Tensor, baseline: Tensor) -> Tensor:
+def logit_change(module: nn.Module, x: Tensor, targets: Tensor, baseline: Tensor, *, batch_size: int = 256) -> Tensor:
     """``f(x) - f(baseline)`` ``(n,)`` for the logit of each sample's class."""
     with explaining(module), torch.no_grad():
-        return (module(x) - module(baseline)).float().gather(1, targets[:, None])[:, 0]
+        pairs = zip(x.split(batch_size), baseline.split(batch_size), strict=True)
+        change = torch.cat([(module(own) - module(other)).float() for own, other in pairs])
+    return change.gather(1, targets[:, None])[:, 0]
 
 
 def randomized(module: nn.Module, seed: int = 0) -> nn.Module:
