@@ -56,34 +56,34 @@ def unit(gradient: Tensor, norm: Norm) -> Tensor:
     return (flat / flat.norm(dim=1, keepdim=True).clamp_min(1e-12)).view_as(gradient)
 
 
-def sparse_sign(gradient: Tensor, k: Tensor) -> Tensor:
+def sparse_sign(ball: Ball, points: Tensor, gradient: Tensor, k: Tensor) -> Tensor:
     """Signs of each sample's ``k`` ``(n,)`` largest gradient entries, divided by how many, zero elsewhere.
 
-    The steepest-ascent step of l1 length one, spread over k features (arXiv 2103.01208).
+    The steepest-ascent step of l1 length one, spread over k features (arXiv 2103.01208). Features already at the bound
+    that their gradient points to are not counted among the k. Those with larger gradients than the k are pushed all
+    the same: it keeps the projection from taking back what they have.
     """
     flat = gradient.flatten(1)
     size = flat.abs()
+    free = movable(gradient, points, ball.threat.bounds).flatten(1).abs()
     d = size.shape[1]
     k = k.clamp(1, d)
     # On a GPU a full sort is cheaper than asking for the largest k.
-    largest = size.topk(d if size.is_cuda else int(k.max()), dim=1).values
+    largest = free.topk(d if size.is_cuda else int(k.max()), dim=1).values
     threshold = largest.gather(1, k[:, None] - 1)
-    sign = flat.sign() * (size >= threshold)
-    return (sign / sign.abs().sum(1, keepdim=True).clamp_min(1)).view_as(gradient)
+    count = (free >= threshold).sum(1, keepdim=True)
+    return (flat.sign() * (size >= threshold) / count).view_as(gradient)
 
 
-def room(x: Tensor, gradient: Tensor, bounds: tuple[float, float]) -> Tensor:
-    """How far each feature can still go the way of the gradient before it meets the bounds; shape of ``x``."""
+def movable(gradient: Tensor, points: Tensor, bounds: tuple[float, float]) -> Tensor:
+    """The gradient without the features that sit at the bound it points to."""
     low, high = bounds
-    return torch.where(gradient > 0, high - x, x - low).clamp_min(0)
+    blocked = torch.where(gradient > 0, points >= high, points <= low)
+    return gradient.masked_fill(blocked, 0)
 
 
 def sparse_step(ball: Ball, points: Tensor, gradient: Tensor, progress: float) -> Tensor:
-    """A step of l1 length one on the features with the largest gradient that can still move; shape of ``points``.
-
-    It is spread over a fifth of the features at ``progress`` 0 and over fewer and fewer, down to one, at 1.
-    """
-    movable = gradient * (room(points, gradient, ball.threat.bounds) > 0)
+    """:func:`sparse_sign` over a fifth of the features at ``progress`` 0, over fewer and fewer, and over one at 1."""
     widest = max(0.2 * gradient[0].numel(), 1.0)
     count = torch.full((len(points),), max(round(widest ** (1 - progress)), 1), device=points.device)
-    return sparse_sign(movable, count)
+    return sparse_sign(ball, points, gradient, count)

@@ -68,17 +68,25 @@ def largest_other(logits: Tensor, y: Tensor) -> Tensor:
     return logits.scatter(1, y[:, None], -float("inf")).amax(1)
 
 
+def strongest_other(logits: Tensor, y: Tensor) -> Tensor:
+    """The class other than ``y`` with the largest logit, int64 ``(n,)``."""
+    return logits.scatter(1, y[:, None], -float("inf")).argmax(1)
+
+
 def objective(name: LossName, *, targeted: bool) -> Loss:
-    """The loss to increase under a threat: that of ``y`` itself, or, targeted, its negative for the class to reach.
+    """The loss to increase: that of class ``y``, or, targeted, one that is large where the model chooses ``y``.
 
     Raises:
         UnsupportedError: for an unknown name.
     """
-    losses: dict[str, Loss] = {"ce": cross_entropy, "margin": margin, "dlr": dlr}
+    losses: dict[str, tuple[Loss, Loss]] = {
+        "ce": (cross_entropy, lambda logits, target: -cross_entropy(logits, target)),
+        "margin": (margin, lambda logits, target: -margin(logits, target)),
+        "dlr": (dlr, lambda logits, target: targeted_dlr(logits, strongest_other(logits, target), target)),
+    }
     if name not in losses:
         raise UnsupportedError(f"loss is {name!r}: choose one of {', '.join(losses)}")
-    loss = losses[name]
-    return (lambda logits, y: -loss(logits, y)) if targeted else loss
+    return losses[name][targeted]
 
 
 def _require_classes(logits: Tensor, least: int, name: str) -> None:

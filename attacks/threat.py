@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .errors import UnsupportedError
-from .projections import project_l0, project_l1_box
+from .projections import project_l0, project_l1_box, project_l2_box
 from .streams import Streams
 
 Norm = Literal["linf", "l2", "l1", "l0"]
@@ -91,17 +91,15 @@ class Threat:
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """The point of the ball around ``x``, inside the bounds, to which ``x_adv`` is moved; shape of ``x``.
 
-        Exact Euclidean projection for linf, and for l1 with bounds (Croce & Hein, arXiv 2103.01208);
-        for l2 the ball first and the bounds after, which stays inside both; for l0 the largest changes are kept.
+        The Euclidean projection onto the intersection of ball and bounds (l1: arXiv 2103.01208); for l2 nearly so
+        (see :func:`~auditorch.attacks.projections.project_l2_box`). For l0 the largest changes are kept.
         """
         low, high = self.bounds
         match self.norm:
             case "linf":
                 return torch.clamp(torch.clamp(x_adv, x - self.eps, x + self.eps), low, high)
             case "l2":
-                delta = (x_adv - x).flatten(1)
-                factor = (self.eps / delta.norm(2, dim=1, keepdim=True).clamp_min(1e-12)).clamp_max(1.0)
-                return torch.clamp(x + (delta * factor).view_as(x), low, high)
+                return project_l2_box(x_adv, x, self.eps, low, high)
             case "l1":
                 return project_l1_box(x_adv, x, self.eps, low, high)
             case "l0":

@@ -28,7 +28,8 @@ class APGD:
     """https://arxiv.org/abs/2003.01690, and https://arxiv.org/abs/2103.01208 for l1.
 
     Steps of ``2 * eps`` with momentum; at checkpoints, where the loss has not grown often enough, the step is halved
-    and the walk goes back to its best point. For l1 the steps are sparse and the sparsity adapts.
+    and the walk goes back to its best point. For l1 the steps are sparse and the sparsity adapts; unlike in the paper,
+    features that have met their bound do not count, and the sparsity can shrink to a single feature.
 
     Args:
         steps: gradient steps, >= 1.
@@ -244,8 +245,8 @@ class Climb:
     def _begin(self, ball: Ball, point: Tensor, *, informed: bool, final: bool) -> State:
         loss, gradient = self._ascent(point, ball.threat, final=final)
         d = point[0].numel()
-        everything = torch.full_like(loss, d)
-        changed = _changed(point, ball.x) if informed else everything
+        everything = torch.full_like(loss, d, dtype=torch.float32)
+        changed = _changed(point, ball)
         return State(
             point=point,
             gradient=gradient,
@@ -258,8 +259,8 @@ class Climb:
             rises=torch.zeros_like(loss),
             checked_loss=loss,
             halved=torch.ones_like(loss, dtype=torch.bool),
-            spread=changed / 1.5 if informed else 0.2 * everything,
-            changed=changed,
+            spread=_count(changed & _free(point, ball)) / 1.5 if informed else 0.2 * everything,
+            changed=_count(changed) if informed else everything,
         )
 
     def _ascent(self, point: Tensor, threat: Threat, *, final: bool) -> tuple[Tensor, Tensor]:
@@ -294,7 +295,9 @@ class Schedule:
         """The next iterate, a new tensor. Momentum .75 except in l1 and in the first step."""
         size = _column(state.size, state.point)
         if self.threat.norm == "l1":
-            return ball.project(state.point + size * sparse_sign(state.gradient, state.spread.ceil().long()))
+            return ball.project(
+                state.point + size * sparse_sign(ball, state.point, state.gradient, state.spread.long())
+            )
         point = ball.project(torch.addcmul(state.point, unit(state.gradient, self.threat.norm), size))
         if first:
             return point
@@ -324,11 +327,12 @@ class Schedule:
         state.rises = torch.zeros_like(state.rises)
 
     def _adapt_sparsity(self, state: State, ball: Ball) -> None:
-        changed = _changed(state.best, ball.x).to(state.changed)
-        sparser = changed < 0.95 * state.changed
+        changed = _changed(state.best, ball)
+        count = _count(changed)
+        sparser = count < 0.95 * state.changed
         eps = self.threat.eps
         state.size = torch.where(sparser, eps, state.size / 1.5).clamp(eps / 10, eps)
-        state.spread, state.changed = changed / 1.5, changed
+        state.spread, state.changed = _count(changed & _free(state.best, ball)) / 1.5, count
         state.return_to_best(sparser)
 
 
@@ -339,8 +343,19 @@ def _random_start(threat: Threat, x: Tensor, streams: Streams) -> Tensor:
     return threat.random_start(x, streams)
 
 
-def _changed(point: Tensor, x: Tensor) -> Tensor:
-    return (point != x).flatten(1).sum(1).to(x.dtype)
+def _changed(point: Tensor, ball: Ball) -> Tensor:
+    """Bool, which features of each sample differ from the centre by more than rounding; shape of ``point``."""
+    return (point - ball.x).abs() > 1e-5 * ball.threat.eps
+
+
+def _free(point: Tensor, ball: Ball) -> Tensor:
+    """Bool, which features are not at a bound."""
+    low, high = ball.threat.bounds
+    return (point > low) & (point < high)
+
+
+def _count(features: Tensor) -> Tensor:
+    return features.flatten(1).sum(1).float()
 
 
 def _column(values: Tensor, like: Tensor) -> Tensor:

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from ..attack import Access, Model, Randomness, check_norm
-from ..ball import Ball, sparse_step, unit
+from ..ball import Ball, movable, unit
 from ..errors import UnsupportedError
 from ..losses import LossName, objective
 from ..models import attacking
+from ..projections import steepest_corner
 from ..search import ActiveSet, attackable, fooled, forward, input_gradient
 from ..threat import Norm, Threat
 
@@ -21,8 +22,8 @@ from ..threat import Norm, Threat
 class MIFGSM:
     """https://arxiv.org/abs/1710.06081. Steps of ``eps / steps`` along an accumulated gradient, from ``x``.
 
-    Each gradient enters the sum divided by its l1 norm. For l1 a step moves the features with the largest
-    entries, fewer with each step (:func:`~auditorch.attacks.ball.sparse_step`).
+    Each gradient enters the sum divided by its l1 norm. For l1, step t spends ``eps * t / steps`` on the features
+    with the largest accumulated gradient.
 
     Args:
         steps: gradient steps, >= 1.
@@ -72,9 +73,7 @@ class MIFGSM:
                     if len(keep) == 0:
                         return search.x_adv
                     point, momentum, ball, label = point[keep], momentum[keep], ball.select(keep), label[keep]
-                point = ball.project(
-                    point + (threat.eps / self.steps) * _direction(ball, point, momentum, step / self.steps)
-                )
+                point = _step(ball, point, momentum, (step + 1) / self.steps, threat.eps / self.steps)
             logits = forward(model, point)
             search.record(point, fooled(logits, label, targeted=threat.targeted))
             search.attempt(point, loss(logits, label))
@@ -86,7 +85,10 @@ def _l1_normalised(gradient: Tensor) -> Tensor:
     return gradient / size.view(-1, *[1] * (gradient.dim() - 1))
 
 
-def _direction(ball: Ball, point: Tensor, momentum: Tensor, progress: float) -> Tensor:
-    if ball.threat.norm == "l1":
-        return sparse_step(ball, point, momentum, progress)
-    return unit(momentum, ball.threat.norm)
+def _step(ball: Ball, point: Tensor, momentum: Tensor, share: float, step: float) -> Tensor:
+    """The next point: ``step`` along the momentum, or for l1 the ``share`` of eps where the momentum is largest."""
+    threat = ball.threat
+    if threat.norm == "l1":
+        return steepest_corner(ball.x, momentum, "l1", threat.eps * share, threat.bounds)
+    free = movable(momentum, point, threat.bounds) if threat.norm == "l2" else momentum
+    return ball.project(torch.add(point, unit(free, threat.norm), alpha=step))

@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from ..attack import Access, Model, Randomness, check_norm
-from ..ball import Ball, sparse_step, unit
+from ..ball import Ball, movable, sparse_step, unit
 from ..errors import UnsupportedError
 from ..losses import Loss, LossName, objective
 from ..models import attacking
@@ -21,7 +21,7 @@ from ..threat import Norm, Threat
 class PGD:
     """https://arxiv.org/abs/1706.06083. Steepest ascent on the loss, projected onto ball and bounds after each step.
 
-    linf steps along the signs of the gradient, l2 along the gradient, l1 along the signs of its largest entries among
+    linf steps along the signs of the gradient, l2 along the gradient of the features that can still move, l1 along the signs of its largest entries among
     features that can still move (arXiv 1904.13000), a fifth of the features at first and fewer and fewer after.
     A sample drops out as soon as it is fooled.
 
@@ -107,7 +107,8 @@ class PGD:
         eps, norm = ball.threat.eps, ball.threat.norm
         if norm != "l1":
             size = self.step_size or 2.5 * eps / self.steps
-            return ball.project(point.add_(unit(gradient, norm), alpha=size))
+            free = movable(gradient, point, ball.threat.bounds) if norm == "l2" else gradient
+            return ball.project(point.add_(unit(free, norm), alpha=size))
         progress = step / max(self.steps - 1, 1)
         size = self.step_size or eps * (1 - 0.9 * progress)
         return ball.project(point.add_(sparse_step(ball, point, gradient, progress), alpha=size))
