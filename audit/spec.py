@@ -201,7 +201,7 @@ def _spec(document: Document, base_dir: Path, path: Path | None, overrides: Sequ
     checks = read_entries(raw, "checks", "checks", problems)
     variants = read_entries(raw, "variants", "defenses", problems)
     gates = _gates(raw, problems)
-    check_references(raw, gates, problems)
+    check_references(raw, checks, gates, problems)
     raise_problems(problems, document)
     assert file is not None
     return Spec(

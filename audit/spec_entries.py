@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from .spec_problems import Problem, suggestion, validated
 from .yaml_lines import Location
 
 if TYPE_CHECKING:
+    from .checks.base import Check
     from .spec import GateSpec
 
 BASE = "base"
@@ -49,9 +51,12 @@ def read_entries(raw: Mapping[str, Any], field: str, kind: registry.Kind, proble
     return tuple(parsed)
 
 
-def check_references(raw: Mapping[str, Any], gates: Mapping[Location, GateSpec], problems: list[Problem]) -> None:
+def check_references(
+    raw: Mapping[str, Any], parsed: tuple[Check, ...], gates: Mapping[Location, GateSpec], problems: list[Problem]
+) -> None:
     """Adds a problem for each gate or ``variants:`` list that names what the spec does not have."""
     checks, variants = _ids(raw, "checks"), [BASE, *_ids(raw, "variants")]
+    known_metrics = {check.id: tuple(check.metrics) for check in parsed}
     for location, entry in _listed(raw, "checks"):
         parts = entry_parts(entry)
         wanted = parts[1].get("variants") if parts and isinstance(parts[1], Mapping) else None
@@ -60,12 +65,14 @@ def check_references(raw: Mapping[str, Any], gates: Mapping[Location, GateSpec],
                 where = (*location, *_inside(entry), "variants")
                 problems.append(Problem(where, f"no variant {str(variant)!r}. {suggestion(str(variant), variants)}"))
     for location, gate in gates.items():
-        message = _gate_problem(gate.expression, checks, variants)
+        message = _gate_problem(gate.expression, checks, variants, known_metrics)
         if message:
             problems.append(Problem(location, message))
 
 
-def _gate_problem(expression: str, checks: list[str], variants: list[str]) -> str:
+def _gate_problem(
+    expression: str, checks: list[str], variants: list[str], metrics: Mapping[str, tuple[str, ...]]
+) -> str:
     from .gates import parse_gate  # here, because gates.py needs the record and this file must stay light
 
     try:
@@ -76,7 +83,21 @@ def _gate_problem(expression: str, checks: list[str], variants: list[str]) -> st
         return f"gate {expression!r}: no check {gate.check_id!r}. {suggestion(gate.check_id, checks)}"
     if gate.variant is not None and gate.variant not in variants:
         return f"gate {expression!r}: no variant {gate.variant!r}. {suggestion(gate.variant, variants)}"
-    return ""
+    near = _misspelt(gate.metric, metrics.get(gate.check_id, ()))
+    return f"gate {expression!r}: no metric {gate.metric!r}. Did you mean {near!r}?" if near else ""
+
+
+def _misspelt(metric: str, known: tuple[str, ...]) -> str:
+    """The declared metric that this one is nearly spelt like; empty when it is fine or unlike all of them.
+
+    Upper-case words of a declared name stand for a value (``robust_accuracy_at_EPS``), and so do numbers.
+    """
+    patterns = [re.sub(r"[A-Z]+|[0-9][0-9.e]*", "#", name) for name in known]
+    plain = re.sub(r"(?<=_)[0-9][0-9.e+-]*", "#", metric)
+    if plain in patterns:
+        return ""
+    near = difflib.get_close_matches(plain, patterns, n=1, cutoff=0.8)
+    return known[patterns.index(near[0])] if near else ""
 
 
 def _read_entry(entry: Any, location: Location, kind: registry.Kind, problems: list[Problem]) -> Any | None:

@@ -115,7 +115,7 @@ def _message(detail: ErrorDetails, inner: Location, model: type[BaseModel]) -> s
         case "value_error":
             return str(context.get("error", detail["msg"]))
         case kind:
-            return f"{_EXPECTED.get(kind) or detail['msg'].replace('Input should be', 'expected')}, got {got}"
+            return f"{_EXPECTED.get(kind) or detail['msg'].replace('Input should', 'must')}, got {got}"
 
 
 _EXPECTED = {

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ..errors import DataError
 
 INPUT_NAMES = ("x", "images", "data", "inputs", "x_test", "x_train")
+CLASS_NAMES = ("classes", "class_names")
 LABEL_NAMES = ("y", "labels", "targets", "label", "y_test", "y_train")
 
 MAX_BYTES = 8 * 2**30
@@ -22,10 +23,11 @@ MAX_BYTES = 8 * 2**30
 
 @dataclass(frozen=True, slots=True)
 class Arrays:
-    """Inputs ``(n, ...)``, labels, and the hash of the file or files."""
+    """Inputs ``(n, ...)``, labels, names of the classes (empty where none are stored), hash of the file or files."""
 
     inputs: NDArray[Any]
     labels: NDArray[Any]
+    classes: tuple[str, ...]
     sha256: str
 
 
@@ -45,11 +47,12 @@ def _from_archive(path: Path) -> Arrays:
             _check_archive(file, path)
             file.seek(0)
             with np.load(file, allow_pickle=False) as archive:
-                inputs, labels = _pick(archive.files, path)
-                return Arrays(archive[inputs], archive[labels], digest)
+                inputs, labels, classes = _pick(archive.files, path)
+                named = _texts(archive[classes]) if classes else ()
+                return Arrays(archive[inputs], archive[labels], named, digest)
     except DataError:
         raise
-    except Exception as error:
+    except Exception as error:  # NumPy's reader raises many kinds on damaged files
         raise DataError(f"{path}: cannot be read as .npz ({_cause(error)})") from error
 
 
@@ -68,29 +71,39 @@ def _check_archive(file: BinaryIO, path: Path) -> None:
 
 def _from_folder(path: Path) -> Arrays:
     files = {file.stem: file for file in sorted(path.glob("*.npy"))}
-    inputs, labels = (files[name] for name in _pick(list(files), path))
+    inputs, labels, classes = _pick(list(files), path)
     digest = hashlib.sha256()
-    for file in (inputs, labels):
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
     try:
+        for name in filter(None, (inputs, labels, classes)):
+            with files[name].open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
         return Arrays(
-            np.load(inputs, mmap_mode="r", allow_pickle=False), np.load(labels, allow_pickle=False), digest.hexdigest()
+            np.load(files[inputs], mmap_mode="r", allow_pickle=False),
+            np.load(files[labels], allow_pickle=False),
+            _texts(np.load(files[classes], allow_pickle=False)) if classes else (),
+            digest.hexdigest(),
         )
-    except (ValueError, OSError, EOFError) as error:
+    except Exception as error:  # NumPy's reader raises many kinds on damaged files
         raise DataError(f"{path}: cannot be read as .npy ({_cause(error)})") from error
 
 
-def _pick(found: list[str], path: Path) -> tuple[str, str]:
+def _texts(names: NDArray[Any]) -> tuple[str, ...]:
+    return tuple(str(name) for name in np.atleast_1d(names).tolist())
+
+
+def _pick(found: list[str], path: Path) -> tuple[str, str, str | None]:
+    """The names under which inputs, labels and, where there are any, class names are stored."""
     by_name = {name.casefold(): name for name in found}
-    inputs = next((by_name[name] for name in INPUT_NAMES if name in by_name), None)
-    labels = next((by_name[name] for name in LABEL_NAMES if name in by_name), None)
+    inputs, labels, classes = (
+        next((by_name[name] for name in names if name in by_name), None)
+        for names in (INPUT_NAMES, LABEL_NAMES, CLASS_NAMES)
+    )
     if inputs is None or labels is None:
         raise DataError(
             f"{path}: needs an array x (or {', '.join(INPUT_NAMES[1:4])}) and an array y (or "
             f"{', '.join(LABEL_NAMES[1:4])}); found {', '.join(found[:10]) or 'none'}"
         )
-    return inputs, labels
+    return inputs, labels, classes
 
 
 def _cause(error: Exception) -> str:

@@ -78,7 +78,7 @@ def _from_path(path: Path, spec: Spec, named: tuple[str, ...] | None) -> Loaded:
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
     arrays = read_arrays(path)
-    return Loaded(arrays.inputs, arrays.labels, arrays.sha256)
+    return Loaded(arrays.inputs, arrays.labels, arrays.sha256, arrays.classes)
 
 
 def _from_factory(name: str, arguments: dict[str, Any], base_dir: Path) -> Loaded | Samples:
