@@ -63,7 +63,7 @@ def project_l2_box(x_adv: Tensor, x: Tensor, eps: float, low: float, high: float
         full = size * scale > room
         given = torch.where(full, room, 0).square().sum(1, keepdim=True)
         free = torch.where(full, 0, size).square().sum(1, keepdim=True)
-        scale = ((eps**2 - given).clamp_min(0) / free.clamp_min(1e-30)).sqrt().clamp_max(1)
+        scale = torch.maximum(scale, ((eps**2 - given).clamp_min(0) / free.clamp_min(1e-30)).sqrt().clamp_max(1))
     return torch.clamp(x + (delta * scale).view_as(x), low, high)
 
 
@@ -110,5 +110,6 @@ def _l2_corner(size: Tensor, room: Tensor, eps: float) -> Tensor:
     saturated = (full + ratio.square() * rest <= eps**2).sum(1, keepdim=True)
     full = torch.cat([torch.zeros_like(full[:, :1]), full], dim=1).gather(1, saturated)
     free = torch.cat([size2.sum(1, keepdim=True), rest], dim=1).gather(1, saturated)
-    scale = ((eps**2 - full).clamp_min(0) / free.clamp_min(1e-30)).sqrt()
+    last = torch.cat([torch.zeros_like(ratio[:, :1]), ratio], dim=1).gather(1, saturated)
+    scale = torch.maximum(last, ((eps**2 - full).clamp_min(0) / free.clamp_min(1e-30)).sqrt())
     return torch.minimum(scale * size, room)

@@ -21,8 +21,8 @@ from ..threat import Norm, Threat
 class PGD:
     """https://arxiv.org/abs/1706.06083. Steepest ascent on the loss, projected onto ball and bounds after each step.
 
-    linf steps along the signs of the gradient, l2 along the gradient of the features that can still move, l1 along the signs of its largest entries among
-    features that can still move (arXiv 1904.13000), a fifth of the features at first and fewer and fewer after.
+    linf steps along the signs of the gradient, l2 along the gradient of the features that can still move, l1 along the
+    signs of its largest entries (arXiv 1904.13000), a fifth of the features at first and fewer and fewer after.
     A sample drops out as soon as it is fooled.
 
     Args:
