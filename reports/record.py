@@ -54,13 +54,18 @@ class Evidence(Part):
 
 
 class Line(Part):
-    """One line of a chart; ``low`` and ``high`` bound a band."""
+    """One line of a chart; ``low`` and ``high`` bound a band, or error bars where points are drawn.
+
+    ``x_low`` and ``x_high`` are error bars along x, drawn for scatter charts.
+    """
 
     name: str
     x: tuple[float, ...]
     y: tuple[float | None, ...]
     low: tuple[float | None, ...] = ()
     high: tuple[float | None, ...] = ()
+    x_low: tuple[float | None, ...] = ()
+    x_high: tuple[float | None, ...] = ()
     dashed: bool = False
 
 
@@ -145,6 +150,7 @@ class Result(Part):
     check: str
     id: str
     title: str
+    question: str = Field(default="", description="The report's chapter, such as 'Can it be fooled?'.")
     summary: str = Field(default="", description="A plain sentence or two: what the numbers mean.")
     status: Status
     error: str = Field(default="", description="Why, when status is error or skipped.")

@@ -1,0 +1,62 @@
+"""Charts over categories: one row each, so that long names stay readable."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from markupsafe import Markup
+
+from .axes import Axis, fit
+from .escaping import shorten, visible
+from .frames import BOTTOM, RIGHT, TOP, WIDTH, Frame, axis_labels, svg, vertical_grid
+from .marks import SERIES, bounded, marker, points, px
+from .record import Chart, Line
+
+_LABELS_WIDTH = 132
+
+
+def category_chart(chart: Chart, uid: str, colours: Sequence[int]) -> Markup:
+    """A bar in each row for one series, dots with whiskers for several."""
+    count = len(chart.lines)
+    row = max(18.0, 8.0 * count + 10)
+    bottom = TOP + row * len(chart.categories)
+    values = [v for line in chart.lines for v in (*line.y, *line.low, *line.high)]
+    x = fit(values, chart.y_scale, chart.y_range, (_LABELS_WIDTH, WIDTH - RIGHT), from_zero=count == 1)
+    frame = Frame(x, Axis("linear", 0, 1, bottom, TOP), left=_LABELS_WIDTH, bottom=bottom)
+    parts = [*vertical_grid(frame), *_category_labels(chart.categories, row), *axis_labels(chart.y_label, "", frame)]
+    for place, (index, line) in enumerate(zip(colours, chart.lines, strict=True)):
+        top = TOP + 4 + (row - 8) / count * (place + 0.5)
+        parts += _bars(line, index, top, row, frame) if count == 1 else _dots(line, index, top, row, frame)
+    return svg(parts, chart, uid, bottom + BOTTOM)
+
+
+def _category_labels(categories: Sequence[str], row: float) -> Iterator[Markup]:
+    for index, name in enumerate(categories):
+        yield Markup('<text class="tick end" x="{}" y="{}">{}</text>').format(
+            _LABELS_WIDTH - 8, px(TOP + row * (index + 0.5) + 4), visible(shorten(name, 18))
+        )
+
+
+def _bars(line: Line, index: int, top: float, row: float, frame: Frame) -> Iterator[Markup]:
+    zero = frame.left if frame.x.scale == "log" else frame.x(0.0)
+    for position, value in points(line):
+        x = frame.x(value)
+        yield Markup('<rect class="bar s{}" x="{}" y="{}" width="{}" height="10"/>').format(
+            index % SERIES, px(min(x, zero)), px(top + row * position - 5), px(max(abs(x - zero), 0.5))
+        )
+    yield from _whiskers(line, "ink", top, row, frame)
+
+
+def _dots(line: Line, index: int, top: float, row: float, frame: Frame) -> Iterator[Markup]:
+    yield from _whiskers(line, f"s{index % SERIES}", top, row, frame)
+    for position, value in points(line):
+        yield Markup('<path class="dot s{}" d="M{},{}{}"/>').format(
+            index % SERIES, px(frame.x(value)), px(top + row * position), marker(index, 2.8)
+        )
+
+
+def _whiskers(line: Line, colour: str, top: float, row: float, frame: Frame) -> Iterator[Markup]:
+    for position, low, high in bounded(line.x, line.low, line.high):
+        yield Markup('<path class="whisker {}" d="M{},{}H{}"/>').format(
+            colour, px(frame.x(low)), px(top + row * position), px(frame.x(high))
+        )

@@ -1,0 +1,183 @@
+"""Variants next to each other: headline metrics, overlaid charts, and the trade between clean and robust accuracy."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .record import AuditRecord, Chart, Line, Metric, Result, VariantRecord
+from .writing import metric_label
+
+_HEADLINES = {
+    "performance": ("accuracy", "balanced_accuracy", "f1_macro", "expected_calibration_error", "ece"),
+    "evasion": ("clean_accuracy", "robust_accuracy", "attack_success_rate"),
+    "membership": ("auc", "tpr_at_fpr_0.01", "tpr_at_fpr_0.001", "membership_advantage"),
+}
+_MOST_HEADLINES = 4
+_MOST_OVERLAID = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A metric on one variant; ``change`` is better or worse when its interval and the base's do not touch."""
+
+    metric: Metric | None
+    status: str
+    change: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class MetricRow:
+    """One metric across the variants."""
+
+    check: str
+    name: str
+    label: str
+    cells: tuple[Cell, ...]
+    higher_is_better: bool | None
+    methods: tuple[str, ...]
+    n: int | None
+
+
+def metric_rows(check: str, results: Sequence[Result | None]) -> list[MetricRow]:
+    """Every metric of one check, one row each; ``results`` are the same check on each variant, base first."""
+    present = [metric for result in results if result for metric in result.metrics]
+    return [_row(check, name, results) for name in dict.fromkeys(metric.name for metric in present)]
+
+
+def headline_names(kind: str, rows: Sequence[MetricRow], gated: set[str]) -> list[str]:
+    """The few metrics that stand for a check: the field's usual ones, or its first, and every gated one."""
+    names = [row.name for row in rows]
+    usual = [name for name in _HEADLINES.get(kind, ()) if name in names] or names[:3]
+    chosen = [*usual[:_MOST_HEADLINES], *sorted(gated)]
+    return [name for name in names if name in chosen]
+
+
+def gated_metrics(record: AuditRecord, check: str) -> set[str]:
+    """Names of the metrics of ``check`` that some gate speaks of."""
+    address = re.compile(rf"(?<![\w.]){re.escape(check)}\.([\w.\-]+)")
+    return {match for gate in record.gates for match in address.findall(gate.expression)}
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A chart and the colour of each of its lines: a variant has the same colour in every chart."""
+
+    chart: Chart
+    colours: tuple[int, ...] = ()
+
+
+def overlay(charts: Sequence[tuple[int, str, Chart]]) -> Shown | None:
+    """One chart with the lines of all variants, or None where that would be unreadable.
+
+    Args:
+        charts: place of the variant, its title, its chart. Dashed lines are references, taken from the first only.
+    """
+    if len(charts) == 1:
+        return Shown(charts[0][2])
+    first = charts[0][2]
+    parts = [(place, title, line) for place, title, chart in charts for line in chart.lines if not line.dashed]
+    alike = all((chart.style, chart.categories) == (first.style, first.categories) for *_, chart in charts)
+    single = all(sum(not line.dashed for line in chart.lines) == 1 for *_, chart in charts)
+    numeric_bars = first.style == "bar" and not first.categories
+    if not alike or not single or numeric_bars or len(parts) > _MOST_OVERLAID:
+        return None
+    references = [line for line in first.lines if line.dashed]
+    named = [line.model_copy(update={"name": title}) for _, title, line in parts]
+    spans = {name: _span(charts, name) for name in ("x_range", "y_range")}
+    merged = first.model_copy(update={"lines": (*named, *references), **spans})
+    return Shown(merged, (*(place for place, *_ in parts), *range(len(references))))
+
+
+def trade_offs(record: AuditRecord, variants: Sequence[VariantRecord]) -> list[Shown]:
+    """For every check with a robust accuracy: clean against robust accuracy, one point a variant, 95 % error bars."""
+    ids = dict.fromkeys(
+        result.id
+        for variant in record.variants
+        for result in variant.results
+        if result.status == "ok" and result.metric("robust_accuracy")
+    )
+    charts = (_trade_off(record, variants, check) for check in ids)
+    return [shown for shown in charts if len(shown.chart.lines) > 1]
+
+
+def _trade_off(record: AuditRecord, variants: Sequence[VariantRecord], check: str) -> Shown:
+    points = [(place, line) for place, variant in enumerate(variants) if (line := _point(variant, check)) is not None]
+    title = next(result.title for variant in record.variants if (result := variant.result(check)))
+    chart = Chart(
+        id=f"trade-off-{check}",
+        title=f"Clean against robust accuracy: {title}",
+        caption="Up and to the right is better; the bars are 95 % intervals.",
+        style="scatter",
+        x_label="clean accuracy (%)",
+        y_label="robust accuracy (%)",
+        lines=tuple(line for _, line in points),
+    )
+    return Shown(chart, tuple(place for place, _ in points))
+
+
+def _point(variant: VariantRecord, check: str) -> Line | None:
+    result = variant.result(check)
+    robust = result.metric("robust_accuracy") if result and result.status == "ok" else None
+    clean = _clean_accuracy(variant, result)
+    if robust is None or clean is None or robust.value is None or clean.value is None:
+        return None
+    return Line(
+        name=variant_title(variant),
+        x=(clean.value * 100,),
+        y=(robust.value * 100,),
+        low=(_percent(robust.ci_low),),
+        high=(_percent(robust.ci_high),),
+        x_low=(_percent(clean.ci_low),),
+        x_high=(_percent(clean.ci_high),),
+    )
+
+
+def _clean_accuracy(variant: VariantRecord, result: Result | None) -> Metric | None:
+    """From the same check, so that both numbers rest on the same samples; else from the performance check."""
+    own = (result.metric("clean_accuracy") or result.metric("accuracy")) if result else None
+    others = (other.metric("accuracy") for other in variant.results if other.check == "performance")
+    return own or next((metric for metric in others if metric), None)
+
+
+def variant_title(variant: VariantRecord) -> str:
+    """The variant's title, or its id."""
+    return variant.title or variant.id
+
+
+def _row(check: str, name: str, results: Sequence[Result | None]) -> MetricRow:
+    metrics = [result.metric(name) if result else None for result in results]
+    known = [metric for metric in metrics if metric]
+    base = metrics[0]
+    cells = tuple(
+        Cell(metric, result.status if result else "missing", _change(base, metric) if index else "")
+        for index, (metric, result) in enumerate(zip(metrics, results, strict=True))
+    )
+    methods = tuple(dict.fromkeys(metric.method for metric in known if metric.method))
+    return MetricRow(check, name, metric_label(known[0]), cells, known[0].higher_is_better, methods, known[0].n)
+
+
+def _change(base: Metric | None, metric: Metric | None) -> str:
+    """``better`` or ``worse`` when the two 95 % intervals do not touch and the metric has a good side."""
+    bounds = [v for m in (base, metric) if m for v in (m.ci_low, m.ci_high)]
+    if base is None or metric is None or metric.higher_is_better is None:
+        return ""
+    if not all(v is not None and math.isfinite(v) for v in bounds):
+        return ""
+    base_low, base_high, low, high = (float(v or 0) for v in bounds)
+    if low <= base_high and base_low <= high:
+        return ""
+    return "better" if (low > base_high) == metric.higher_is_better else "worse"
+
+
+def _span(charts: Sequence[tuple[int, str, Chart]], field: str) -> tuple[float, float] | None:
+    ranges = [getattr(chart, field) for *_, chart in charts]
+    if any(given is None for given in ranges):
+        return None
+    return min(min(given) for given in ranges), max(max(given) for given in ranges)
+
+
+def _percent(rate: float | None) -> float | None:
+    return None if rate is None else rate * 100

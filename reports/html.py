@@ -1,0 +1,159 @@
+"""The report as one self-contained HTML file: no request leaves it, no script is needed to read it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import shlex
+from collections.abc import Mapping
+from functools import cache, partial
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from . import writing
+from .chapters import Chapter, chapters, ordered_variants
+from .charts import chart_svg, legend_key
+from .comparison import trade_offs, variant_title
+from .escaping import Anchors, shorten, visible
+from .findings import SEVERITIES, collect, limits, worst
+from .gates import gate_rows
+from .matrices import matrix_picture, shades
+from .pictures import data_uri, png
+from .record import AuditRecord, Matrix
+from .tables import chart_table, confusions_table
+
+_LARGEST_MATRIX = 25
+
+
+def render_html(record: AuditRecord, directory: Path) -> str:
+    """The report. ``directory`` is the output folder that evidence paths are relative to."""
+    anchors = Anchors()
+    for fixed in ("main", "verdict", "findings", "defenses", "limits", "provenance", "verify"):
+        anchors.new(fixed)
+    parts = chapters(record, directory, anchors)
+    found = collect(record)
+    variants = ordered_variants(record)
+    return (
+        _environment()
+        .get_template("report.html.jinja")
+        .render(
+            record=record,
+            chapters=parts,
+            check_anchors=_check_anchors(parts),
+            gates=gate_rows(record),
+            findings=found,
+            severities=SEVERITIES,
+            worst=worst(found, base=variants[0].id if variants else ""),
+            limits=limits(record),
+            variants=variants,
+            trade_offs=trade_offs(record, variants),
+            spec=_yaml(record.model_dump(mode="json")["spec"]),
+            reproduce=partial(_reproduce, record),
+            uid=anchors.new,
+            csp=_content_policy(),
+            style=Markup(_asset("report.css")),  # noqa: S704 - our own file
+            script=Markup(_asset("report.js")),  # noqa: S704 - our own file
+        )
+    )
+
+
+def _check_anchors(parts: list[Chapter]) -> dict[str, str]:
+    return {group.check: group.anchor for chapter in parts for group in chapter.groups}
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader(__package__ or "", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_shown,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "bounds": writing.bounds_text,
+        "cell": _cell,
+        "duration": writing.duration,
+        "metric": writing.metric_text,
+        "moment": writing.moment,
+        "number": writing.number,
+        "parameters": _parameters,
+        "plural": writing.plural,
+        "shorten": shorten,
+        "size": writing.size,
+        "value": _value,
+        "variant_title": variant_title,
+        "yaml": _yaml,
+    }
+    environment.globals |= {
+        "chart_svg": chart_svg,
+        "chart_table": chart_table,
+        "confusions": confusions_table,
+        "legend_key": legend_key,
+        "matrix_image": _matrix_image,
+        "matrix_is_large": lambda matrix: len(matrix.labels) > _LARGEST_MATRIX,
+        "shades": shades,
+        "verdict_sentence": writing.verdict_sentence,
+        "verdict_word": writing.verdict_word,
+    }
+    return environment
+
+
+def _shown(value: Any) -> Any:
+    """Everything a template prints passes here: hostile characters are made visible before autoescape."""
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _content_policy() -> str:
+    """No request of any kind; the one script is known by its hash."""
+    digest = base64.b64encode(hashlib.sha256(_asset("report.js").encode()).digest()).decode()
+    return (
+        "default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
+        f"script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    )
+
+
+@cache
+def _asset(name: str) -> str:
+    return (files(__package__ or "") / "templates" / name).read_text(encoding="utf-8")
+
+
+def _cell(value: str | int | float | None) -> str:
+    """A table cell: text as it is, numbers written, None as a dash."""
+    return value if isinstance(value, str) else writing.number(value)
+
+
+def _value(value: Any) -> str:
+    """A parameter on one line."""
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: writing.DASH}[value]
+    if isinstance(value, int | float):
+        return f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, list | tuple):
+        return ", ".join(_value(part) for part in value)
+    if isinstance(value, Mapping):
+        return "; ".join(f"{key} {_value(part)}" for key, part in value.items())
+    return str(value)
+
+
+def _parameters(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [(key, _value(value)) for key, value in values.items()]
+
+
+def _yaml(value: Any) -> str:
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=100).rstrip() if value else ""
+
+
+def _reproduce(record: AuditRecord, check: str) -> str:
+    """The command that runs one check again on its own."""
+    return f"auditorch run audit.yaml --only {shlex.quote(check)} --seed {record.seed} --fresh"
+
+
+def _matrix_image(matrix: Matrix) -> Markup:
+    return Markup(data_uri(png(matrix_picture(matrix), 480, smooth=False)))  # noqa: S704 - base64
