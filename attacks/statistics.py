@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import betaincinv, expit, logit, ndtri
-from scipy.stats import rankdata
+from scipy.stats import binom, rankdata
 
 Method = Literal["wilson", "exact"]
 
@@ -171,3 +171,16 @@ def bootstrap_counts(counts: NDArray[np.int64], resamples: int = 1000, seed: int
     n = int(counts.sum())
     rng = np.random.default_rng(seed)
     return rng.multinomial(n, counts.ravel() / n, size=resamples).reshape(resamples, *counts.shape)
+
+
+def quantile_interval(values: NDArray[np.floating], q: float, confidence: float = 0.95) -> tuple[float, float]:
+    """Distribution-free interval for the q-quantile of ``values`` ``(n,)``: order statistics by the binomial.
+
+    NaN, NaN when so few values cannot bound it on both sides.
+    """
+    n, tail = len(values), (1 - confidence) / 2
+    low, high = int(binom.ppf(tail, n, q)), int(binom.ppf(1 - tail, n, q)) + 1
+    if low < 1 or high > n:
+        return float("nan"), float("nan")
+    ordered = np.sort(values)
+    return float(ordered[low - 1]), float(ordered[high - 1])

@@ -117,3 +117,13 @@ def test_basic_interval_reflects_stays_in_bounds_and_holds_the_estimate() -> Non
     low, high = statistics.basic_interval(values, 0.1, (0, 1))
     assert (low, high) == (0, 0.1)
     assert statistics.basic_interval(values, 0.2, (0, 1)) == pytest.approx((0.105, 0.295))
+
+
+def test_quantile_interval_holds_the_truth_at_least_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(6)
+    held = 0
+    for _ in range(500):
+        low, high = statistics.quantile_interval(rng.exponential(1, 60), 0.5)
+        held += low <= math.log(2) <= high
+    assert 0.94 <= held / 500 <= 0.99
+    assert math.isnan(statistics.quantile_interval(np.arange(5.0), 0.9)[1])

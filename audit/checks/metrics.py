@@ -59,7 +59,9 @@ def estimate(
     )
 
 
-def plain(name: str, value: float, n: int | None, *, label: str, unit: str, higher_is_better: bool | None) -> Metric:
+def plain(
+    name: str, value: float | None, n: int | None, *, label: str, unit: str, higher_is_better: bool | None
+) -> Metric:
     """A number without an interval: a count of work done, a quantile of what was observed."""
     return Metric(name=name, value=value, n=n, label=label, unit=unit, higher_is_better=higher_is_better)
 

@@ -31,15 +31,23 @@ def toy_patterns(k: int = 4) -> NDArray[np.float32]:
 
 
 def toy_samples(
-    n: int = 80, k: int = 4, seed: int = 0, contrast: float = 0.15, noise: float = 0.05, start: int = 0
+    n: int = 80,
+    k: int = 4,
+    seed: int = 0,
+    contrast: float = 0.15,
+    noise: float = 0.05,
+    start: int = 0,
+    spread: float = 0.0,
 ) -> Samples:
     """uint8 images ``(n, 8, 8)``, classes in turn, pixels far enough from 0 and 255 that small steps stay in bounds.
 
-    The mean of a quadrant is 0.4, that of the class's own quadrant ``contrast`` higher.
+    The mean of a quadrant is 0.4, that of the class's own quadrant ``contrast`` higher, give or take ``spread``.
     """
     rng = np.random.default_rng(seed)
     labels = np.arange(n, dtype=np.int64) % k
-    clean = 0.4 + contrast * toy_patterns()[labels] + noise * rng.standard_normal((n, 8, 8))
+    grain = noise * rng.standard_normal((n, 8, 8))
+    lift = contrast + spread * rng.uniform(-1, 1, (n, 1, 1))
+    clean = 0.4 + lift * toy_patterns()[labels] + grain
     images = np.clip(np.round(clean * 255), 0, 255).astype(np.uint8)
     return samples_of(images, labels, QUADRANTS[:k], start)
 

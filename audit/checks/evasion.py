@@ -1,0 +1,356 @@
+"""How small a change of the input makes the model err."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, is_dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
+from torch import Tensor
+
+from ...attacks.attack import Attack
+from ...attacks.evasion.fgsm import FGSM
+from ...attacks.losses import cross_entropy
+from ...attacks.models import attacking
+from ...attacks.search import input_gradient
+from ...attacks.streams import Streams
+from ...attacks.threat import Norm, Threat, parse_eps
+from ...reports.record import Evidence, Figure, Metric, Result
+from ..samples import Samples
+from ..target import Access, Target
+from . import standards
+from .base import Check, Claim, Context, encoded
+from .evasion_figures import charts, gallery, gallery_tensors, showcase
+from .evasion_findings import Sanity, findings
+from .evasion_measures import Measured, ball_text
+from .evasion_options import attack_class, build_attack
+from .evasion_search import Search, Subject, module_logits
+from .metrics import by_name, percent, plain
+from .outputs import require_finite, same_predictions, spaced
+
+Radius = Annotated[
+    float,
+    BeforeValidator(parse_eps),
+    WithJsonSchema({"anyOf": [{"type": "number", "minimum": 0}, {"type": "string"}], "examples": ["8/255", 0.5]}),
+]
+DEFAULT_EPS: dict[Norm, float] = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0, "l0": 24.0}
+"""The radii in which most published results for small images are given."""
+
+_ATTACK_OPTIONS = ("steps", "restarts", "step_size", "loss", "random_start")
+_ROUNDING = 1e-4
+_PROBED = 256
+
+
+class Evasion(Check):
+    """Attacks each sample the model gets right and counts what still stands.
+
+    Further options are handed to the attack: ``{attack: square, queries: 1000}``.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: ClassVar[str] = "evasion"
+    title: ClassVar[str] = "Adversarial robustness"
+    question: ClassVar[str] = "How small a change of the input makes the model err?"
+    requires: ClassVar[frozenset[Access]] = frozenset({"labels"})
+    references: ClassVar[tuple[str, ...]] = (
+        "Goodfellow et al., Explaining and Harnessing Adversarial Examples, arXiv 1412.6572",
+        "Madry et al., Towards Deep Learning Models Resistant to Adversarial Attacks, arXiv 1706.06083",
+        "Croce and Hein, Reliable Evaluation of Adversarial Robustness, arXiv 2003.01690",
+        "Carlini et al., On Evaluating Adversarial Robustness, arXiv 1902.06705",
+        "Athalye et al., Obfuscated Gradients Give a False Sense of Security, arXiv 1802.00420",
+    )
+    standards: ClassVar[tuple[str, ...]] = standards.EVASION
+    metrics: ClassVar[Mapping[str, str]] = {
+        "clean_accuracy": "Share of the attacked data classified as labelled before the attack.",
+        "robust_accuracy": "Share of samples right on the clean input with no adversarial input found within eps. "
+        "With targets only inputs taken for the target class count, so it is higher than without.",
+        "robust_accuracy_at_EPS": "The same at each further radius of `curve`.",
+        "attack_success_rate": "Share of the correctly classified samples that were broken within eps.",
+        "mean_distortion": "Mean size of the perturbations that succeeded within eps. Attacks at a fixed radius use "
+        "all of it; only those that look for the smallest perturbation make this a property of the model.",
+        "p10_distortion": "Size that a tenth of the successful perturbations stay within.",
+        "median_distortion": "Median size of the successful perturbations.",
+        "p90_distortion": "Size that nine tenths of the successful perturbations stay within.",
+        "queries_per_sample": "Forward passes of the attack per correctly classified sample.",
+        "gradients_per_sample": "Backward passes of the attack per correctly classified sample.",
+    }
+    cost: ClassVar[str] = "up to steps x restarts forward and backward passes per sample and radius"
+
+    norm: Norm = Field(default="linf", description="How perturbations are measured: linf, l2, l1 or l0.")
+    eps: Radius = Field(
+        default_factory=lambda data: DEFAULT_EPS[data.get("norm", "linf")],
+        description="Radius in input units, also as a fraction: 8/255. By norm: linf 8/255, l2 0.5, l1 12, l0 24.",
+    )
+    attack: str = Field(default="apgd", description="Name of the attack; `auditorch list attacks` shows them.")
+    steps: int | None = Field(default=None, ge=1, description="Gradient steps; the attack's own default if left out.")
+    restarts: int | None = Field(default=None, ge=1, description="Independent runs on the samples still standing.")
+    step_size: Radius | None = Field(default=None, description="Length of a step, in units of the norm.")
+    loss: str | None = Field(default=None, description="What the attack increases: ce, margin or dlr.")
+    random_start: bool | None = Field(default=None, description="Begin at a random point of the ball.")
+    targeted: Literal[False, "random", "least_likely", "next"] = Field(
+        default=False, description="Class to reach: random, the least likely, or the next; false: any wrong one."
+    )
+    curve: tuple[Radius, ...] = Field(default=(), description="Further radii at which robust accuracy is reported.")
+    limit: int | None = Field(default=None, ge=1, description="Attack at most so many samples, evenly spaced.")
+    batch_size: int | None = Field(default=None, ge=1, description="Largest batch; chosen by input size if left out.")
+
+    @field_validator("eps", "curve")
+    @classmethod
+    def _above_zero(cls, value: float | tuple[float, ...]) -> float | tuple[float, ...]:
+        for eps in value if isinstance(value, tuple) else (value,):
+            if eps <= 0:
+                raise ValueError("a radius must be above 0; accuracy at radius 0 is always reported")
+        return value
+
+    @model_validator(mode="after")
+    def _attack_fits(self) -> Evasion:
+        self.build()
+        return self
+
+    def build(self) -> Attack:
+        """The configured attack.
+
+        Raises:
+            ValueError: for an unknown attack or option, or a norm or goal it cannot have.
+        """
+        given = {name: getattr(self, name) for name in _ATTACK_OPTIONS if getattr(self, name) is not None}
+        options = {**given, **(self.model_extra or {})}
+        known = tuple(type(self).model_fields)
+        return build_attack(self.attack, options, self.norm, known, targeted=self.targeted is not False)
+
+    @property
+    def access(self) -> Access:
+        """What the attack needs of the model."""
+        return getattr(attack_class(self.attack), "access", "gradients")
+
+    def required(self) -> frozenset[Access]:
+        return frozenset({self.access})
+
+    @property
+    def radii(self) -> tuple[float, ...]:
+        """All radii examined, ascending."""
+        return tuple(sorted({self.eps, *self.curve}))
+
+    def run(self, target: Target, samples: Samples, context: Context) -> Result:
+        case = self._case(target, spaced(samples, self.limit), context)
+        attack = self.build()
+        search = Search.begin(case.subject, case.clean_logits, case.correct)
+        sanity = self._search(search, attack, context)
+        measured = self._measured(case, search.radius, search.distance)
+        tags = self.standards if self.access == "gradients" else standards.BLACK_BOX_EVASION
+        k, span = len(target.classes), target.bounds[1] - target.bounds[0]
+        evidence, figures = self._shown(case, search, measured, context)
+        metrics = (*measured.metrics(), *_work(search, int(case.correct.sum())))
+        return Result(
+            check=self.name,
+            id=self.id or self.name,
+            title=f"{self.title}: {ball_text(self.norm, self.eps)}, {self.attack}",
+            summary=self._summary(by_name(metrics)),
+            status="ok",
+            parameters={**self.model_dump(exclude={"id", "variants"}), "attack_options": _options(attack)},
+            metrics=metrics,
+            findings=tuple(findings(measured, sanity, k, span, self.attack, tags, targeted=self.targeted is not False)),
+            figures=figures,
+            evidence=evidence,
+            warnings=tuple(_warnings(measured)),
+            not_covered=self._not_covered(),
+            references=self.references,
+            standards=tags,
+            forwards=len(case.y) + search.forwards + search.verification_forwards + sanity.probed,
+            backwards=search.backwards + sanity.probed,
+        )
+
+    def _case(self, target: Target, samples: Samples, context: Context) -> Case:
+        x, y = encoded(target, samples)
+        logits = module_logits(target, x, self.batch_size or context.batch_size)
+        require_finite(logits, samples)
+        ids = torch.from_numpy(samples.ids)
+        goal = self._goal(y, logits, ids, context.seed)
+        return Case(samples, y, logits, Subject(target, x, goal, ids, self.norm, self.targeted is not False))
+
+    def _goal(self, y: Tensor, logits: Tensor, ids: Tensor, seed: int) -> Tensor:
+        """Labels ``(n,)`` to leave, or classes to reach, none of them the label."""
+        k = logits.shape[1]
+        match self.targeted:
+            case False:
+                return y
+            case "next":
+                return (y + 1) % k
+            case "least_likely":
+                return logits.scatter(1, y[:, None], float("inf")).argmin(1)
+            case "random":
+                return (y + 1 + Streams.from_seed(seed, ids).fork(1).integers(k - 1, (1,)).squeeze(1)) % k
+
+    def _search(self, search: Search, attack: Attack, context: Context) -> Sanity:
+        """The attack, and after it a look at whether gradients are of any use here."""
+        batch = self.batch_size or context.batch_size
+        attacked = (search.radius > 0).nonzero().squeeze(1)
+        search.sweep(attack, self.radii, context, batch)
+        if self.access != "gradients" or len(attacked) == 0:
+            return Sanity()
+        probed = attacked[torch.arange(min(len(attacked), _PROBED)) * len(attacked) // min(len(attacked), _PROBED)]
+        flat = _flat_gradients(search.subject, probed)
+        if isinstance(attack, FGSM):
+            return Sanity(probed=len(probed), flat=flat)
+        stepped = int((search.radius > self.eps).sum())
+        broken = search.attack(FGSM(), self.eps, context, batch)
+        return Sanity(probed=len(probed), flat=flat, stepped=stepped, single_step=len(broken))
+
+    def _measured(self, case: Case, radius: Tensor, distance: Tensor) -> Measured:
+        y, correct = case.y.numpy(), case.correct.numpy()
+        return Measured(y, correct, radius.numpy(), distance.numpy(), self.norm, self.eps, self.radii)
+
+    def _shown(
+        self, case: Case, search: Search, measured: Measured, context: Context
+    ) -> tuple[tuple[Evidence, ...], tuple[Figure, ...]]:
+        """The adversarial inputs for ``verify``, and the figures, a gallery among them where the inputs are images."""
+        target, classes = case.subject.target, case.samples.classes
+        rows = (case.correct & (search.radius <= self.radii[-1])).nonzero().squeeze(1)
+        files = [context.evidence("adversarial", _evidence(case, search, rows))]
+        figures = list(charts(measured, classes, search.logits.argmax(1), self.attack))
+        shown = showcase(measured) if target.modality == "image" and case.subject.x.dim() == 4 else []
+        if shown:
+            tensors = gallery_tensors(case.subject.x, search.x_adv, shown, target.bounds)
+            files.append(context.evidence("gallery", tensors, name="gallery"))
+            path, names = files[-1].path, case.samples.names
+            figures.append(gallery(measured, shown, names, classes, case.clean_logits, search.logits, path))
+        return tuple(files), tuple(figures)
+
+    def _summary(self, metrics: Mapping[str, Metric]) -> str:
+        clean, robust = metrics["clean_accuracy"], metrics["robust_accuracy"]
+        assert clean.value is not None and robust.value is not None  # noqa: PT018
+        assert robust.ci_low is not None and robust.ci_high is not None  # noqa: PT018
+        goal = "" if self.targeted is False else f" towards a chosen class ({self.targeted})"
+        return (
+            f"Of {robust.n} samples the model gets {percent(clean.value)} right on clean inputs, and "
+            f"{percent(robust.value)} (95 % interval {percent(robust.ci_low)} to {percent(robust.ci_high)}) when "
+            f"{self.attack} may change them by {ball_text(self.norm, self.eps)}{goal}. "
+            "This is an upper bound: a stronger attack can only lower it."
+        )
+
+    def _not_covered(self) -> tuple[str, ...]:
+        return (
+            f"Perturbations measured otherwise than by {self.norm}, and larger than {max(self.radii):.4g}.",
+            "Attacks other than the one named, in particular attacks adapted to a defense.",
+            "Changes outside of norm balls: rotation, weather, patches, other data.",
+        )
+
+    def verify(self, target: Target, samples: Samples, result: Result, context: Context) -> Iterator[Claim]:
+        case = self._case(target, spaced(samples, self.limit), context)
+        recorded = context.read_evidence(result.evidence[0])
+        same = torch.equal(recorded["ids"], case.subject.ids) and torch.equal(recorded["labels"], case.y)
+        yield Claim("the attack ran on the audited samples and labels", same)
+        if not same:
+            return
+        agree = same_predictions(case.clean_logits, recorded["clean_logits"])
+        yield Claim("the model predicts as recorded", bool(agree.all()), f"{agree.sum()} of {len(agree)} samples")
+        yield from self._verify_inputs(case, recorded, context)
+        yield from self._verify_counts(recorded, case, result)
+        for evidence in result.evidence[1:]:
+            shown = context.read_evidence(evidence)
+            yield Claim("the gallery's clean images are the data's", _among(shown["clean"], case.subject))
+
+    def _verify_inputs(self, case: Case, recorded: Mapping[str, Tensor], context: Context) -> Iterator[Claim]:
+        rows, x_adv, radius = recorded["rows"], recorded["x_adv"], recorded["radius"]
+        x, bounds = case.subject.x[rows], case.subject.target.bounds
+        inside = sum(
+            int(Threat(self.norm, eps, bounds=bounds).contains(x_adv[radius == eps], x[radius == eps]).sum())
+            for eps in radius.unique().tolist()
+        )
+        yield Claim("adversarial inputs lie in ball and bounds", inside == len(rows), f"{inside} of {len(rows)}")
+        goal = (case.y if self.targeted is False else recorded["goal"])[rows]
+        logits = module_logits(case.subject.target, x_adv, self.batch_size or context.batch_size)
+        hits = int(_errs(logits, goal, targeted=self.targeted is not False).sum())
+        yield Claim("the model errs on the adversarial inputs", hits == len(rows), f"{hits} of {len(rows)}")
+
+    def _verify_counts(self, recorded: Mapping[str, Tensor], case: Case, result: Result) -> Iterator[Claim]:
+        correct = recorded["clean_logits"].argmax(1) == recorded["labels"]
+        radius = torch.where(correct, float("inf"), 0.0).double()
+        distance = radius.float()
+        radius[recorded["rows"]], distance[recorded["rows"]] = recorded["radius"], recorded["distance"]
+        y = case.y.numpy()
+        measured = Measured(y, correct.numpy(), radius.numpy(), distance.numpy(), self.norm, self.eps, self.radii)
+        for again in measured.metrics():
+            metric = result.metric(again.name)
+            value = None if metric is None else metric.value
+            same = value is None if again.value is None else value is not None and abs(value - again.value) <= 1e-6
+            yield Claim(f"{again.name} follows from the adversarial inputs", same, f"{value}, recounted {again.value}")
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """Samples with their labels ``(n,)``, clean logits ``(n, k)``, and what is attacked."""
+
+    samples: Samples
+    y: Tensor
+    clean_logits: Tensor
+    subject: Subject
+
+    @property
+    def correct(self) -> Tensor:
+        return self.clean_logits.argmax(1) == self.y
+
+
+def _evidence(case: Case, search: Search, rows: Tensor) -> dict[str, Tensor]:
+    """What ``verify`` needs; adversarial inputs only where the attack succeeded."""
+    return {
+        "ids": case.subject.ids,
+        "labels": case.y,
+        "goal": case.subject.goal.clone(),  # without targets it is the labels, and files hold no shared memory
+        "clean_logits": case.clean_logits,
+        "rows": rows,
+        "x_adv": search.x_adv[rows],
+        "adv_logits": search.logits[rows],
+        "distance": search.distance[rows],
+        "radius": search.radius[rows],
+    }
+
+
+def _flat_gradients(subject: Subject, rows: Tensor) -> int:
+    """How many of the samples at ``rows`` have a cross-entropy gradient that is zero everywhere."""
+    module, device = subject.target.module, subject.target.device
+    flat = 0
+    with attacking(module):
+        for part in rows.split(64):
+            label = subject.goal[part].to(device)
+            gradient = input_gradient(module, subject.x[part].to(device), lambda z, y=label: cross_entropy(z, y))[2]
+            flat += int((gradient.flatten(1) == 0).all(1).sum())
+    return flat
+
+
+def _work(search: Search, attacked: int) -> Iterator[Metric]:
+    """What the attack cost, in passes per sample attacked."""
+    for name, passes, label in (
+        ("queries_per_sample", search.forwards, "Model evaluations per sample attacked"),
+        ("gradients_per_sample", search.backwards, "Gradients per sample attacked"),
+    ):
+        value = passes / attacked if attacked else None
+        yield plain(name, value, attacked, label=label, unit="passes", higher_is_better=None)
+
+
+def _options(attack: Attack) -> dict[str, Any]:
+    return asdict(attack) if is_dataclass(attack) and not isinstance(attack, type) else {}
+
+
+def _warnings(measured: Measured) -> Iterator[str]:
+    if not measured.correct.any():
+        yield "The model gets no sample right: success rate and distortion are undefined."
+    elif not measured.fallen.any():
+        yield "No attack succeeded: distortion is undefined."
+
+
+def _errs(logits: Tensor, goal: Tensor, *, targeted: bool) -> Tensor:
+    """Bool ``(n,)``: whether the goal is reached, where a near tie counts (see ``same_predictions``)."""
+    slack = _ROUNDING * logits.abs().amax(1).clamp_min(1)
+    margin = logits.scatter(1, goal[:, None], float("-inf")).amax(1) - logits.gather(1, goal[:, None])[:, 0]
+    return (margin <= slack) if targeted else (margin >= -slack)
+
+
+def _among(images: Tensor, subject: Subject) -> bool:
+    """Whether each image is one of the data's."""
+    low, high = subject.target.bounds
+    data = (subject.x - low) / (high - low)
+    return all(bool((data == image).flatten(1).all(1).any()) for image in images)
