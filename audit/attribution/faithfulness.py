@@ -117,11 +117,12 @@ def sensitivity_max(
     def noisy(inputs: Tensor) -> Tensor:
         return (inputs + radius * (2 * noise - 1)).clamp(*bounds)
 
-    def explanation(inputs: Tensor | tuple[Tensor, ...], target: Tensor) -> Any:
+    def explanation(inputs: Tensor | tuple[Tensor, ...]) -> Any:
         if isinstance(inputs, tuple):  # Captum's first call, with the clean inputs; it wants a tuple back
-            return (explain(inputs[0], target, ids * (perturbations + 1)),)
-        return explain(inputs, target, copies)
+            return (explain(inputs[0], targets, ids * (perturbations + 1)),)
+        # Captum does not repeat the class of a single sample, so all are repeated here.
+        return explain(inputs, targets.repeat_interleave(perturbations), copies)
 
     if len(x) == 0:
         return x.new_zeros(0)
-    return captum_sensitivity_max(explanation, x, noisy, n_perturb_samples=perturbations, target=targets)
+    return captum_sensitivity_max(explanation, x, noisy, n_perturb_samples=perturbations)

@@ -144,7 +144,7 @@ class Attribution(Check):
             findings=tuple(findings(methods, by_name, frame, change)),
             figures=self._figures(target, chosen, scene, examined, by_name, shown, maps, context.seed),
             evidence=(maps, scores),
-            warnings=warnings,
+            warnings=(*warnings, *_undefined(metrics)),
             not_covered=self._not_covered(),
             references=self.references,
             standards=self.standards,
@@ -261,6 +261,12 @@ def _rows(target: Target, samples: Samples, context: Context) -> int:
         return context.batch_size
     numbers = encoded(target, samples.select(np.arange(min(1, len(samples)))))[0].numel()
     return max(16, min(256, (2**25 if target.device.type == "cuda" else 2**21) // max(numbers, 1)))
+
+
+def _undefined(metrics: Sequence[Metric]) -> tuple[str, ...]:
+    if any(metric.value is None and "attacked" in metric.name for metric in metrics):
+        return ("The attack changed no input (no gradient?): scores of attacked explanations are undefined.",)
+    return ()
 
 
 def _examine(scene: Scene, methods: Sequence[Method], settings: Settings, context: Context) -> Pairs:
