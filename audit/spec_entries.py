@@ -111,6 +111,9 @@ def _read_entry(entry: Any, location: Location, kind: registry.Kind, problems: l
     except AuditError as error:
         problems.append(Problem((*location, *_inside(entry)), str(error)))
         return None
+    except Exception as error:  # a third party's module may fail in any way when it is imported
+        problems.append(Problem((*location, *_inside(entry)), f"cannot be loaded ({type(error).__name__}: {error})"))
+        return None
     one = validated(cls, options, (*location, *_inside(entry)), problems)
     if one is None:
         return None

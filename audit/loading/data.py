@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DataError
+from ..errors import DataError, UnsupportedError
 from ..samples import Inputs, Samples
 from ..spec import Spec
 from .arrays import read_arrays
@@ -41,8 +41,11 @@ def load_samples(spec: Spec, source: str | None = None, classes: tuple[str, ...]
         classes: names of the classes where they are known (those of the target).
 
     Raises:
+        UnsupportedError: for text.
         DataError: when the data is missing, empty, or has shapes, labels or values that no model can take.
     """
+    if spec.model.modality == "text":
+        raise UnsupportedError("model.modality text is not supported yet; choose image or tabular")
     named = classes or spec.data.classes or spec.model.classes
     place = source or spec.data.source or spec.data.factory or ""
     samples = _validated(_read(spec, source, named), spec, place, named)
@@ -73,9 +76,12 @@ def _read(spec: Spec, source: str | None, named: tuple[str, ...] | None) -> Load
 
 def _from_path(path: Path, spec: Spec, named: tuple[str, ...] | None) -> Loaded:
     if path.is_dir() and not any(path.glob("*.npy")):
-        folder = read_folder(path, spec.model.preprocessing.size, named)
+        try:
+            folder = read_folder(path, spec.model.preprocessing.size, named)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error})") from error
         return Loaded(folder.images, folder.labels, folder.sha256, folder.classes, folder.images.names)
-    if not path.exists():
+    if not path.is_dir() and not path.is_file():
         raise DataError(f"{path}: no such file or folder")
     arrays = read_arrays(path)
     return Loaded(arrays.inputs, arrays.labels, arrays.sha256, arrays.classes)
@@ -105,9 +111,17 @@ def _validated(loaded: Loaded | Samples, spec: Spec, place: str, named: tuple[st
             f"{place}: a label is {labels.max()}, but {len(classes)} classes are named (0..{len(classes) - 1})"
         )
     if isinstance(loaded, Samples):
+        _check_ids(loaded, place)
         return replace(loaded, labels=labels, classes=classes)
     names = loaded.names or Rows(len(labels))
     return Samples(loaded.inputs, labels, np.arange(len(labels)), names, classes, place, loaded.sha256)
+
+
+def _check_ids(samples: Samples, place: str) -> None:
+    if not len(samples.ids) == len(samples.names) == len(samples.labels):
+        raise DataError(f"{place}: {len(samples.labels)} labels, {len(samples.ids)} ids, {len(samples.names)} names")
+    if len(np.unique(samples.ids)) < len(samples.ids):
+        raise DataError(f"{place}: two samples have the same id")
 
 
 @dataclass(frozen=True, slots=True)

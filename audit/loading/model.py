@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ...reports.record import ModelInfo
-from ..errors import DataError, ModelError, UnsupportedError
+from ..errors import DataError, ModelError
 from ..samples import Samples
 from ..spec import ModelSpec, Preprocessing, Spec
 from ..target import Encode, Target
@@ -45,7 +45,7 @@ def load_target(spec: Spec, device: torch.device, samples: Samples) -> Target:
     Raises:
         ModelError: when it cannot be built, its weights do not fit, or its output is not logits ``(n, k)``.
         UnsafeModelError: when the weights' file could run code.
-        UnsupportedError: for a ``source`` or modality that is not supported yet.
+        UnsupportedError: for a ``source`` that is not supported yet.
         DataError: when the labels exceed the model's classes.
     """
     body, identity, warnings = _body(spec)
@@ -89,8 +89,6 @@ def inner(module: nn.Module) -> nn.Module:
 
 def _body(spec: Spec) -> tuple[nn.Module, list[str], tuple[str, ...]]:
     """The user's module with its weights, hashes of what it was made from, and warnings."""
-    if spec.model.modality == "text":
-        raise UnsupportedError("model.modality text is not supported yet; choose image or tabular")
     if spec.model.source is not None:
         script = read_torchscript(spec.resolve(spec.model.source), spec.model.trust)
         return script.module, [script.sha256], (TRUSTED,)

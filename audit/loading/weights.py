@@ -72,7 +72,7 @@ def load_weights(module: nn.Module, weights: Weights, name: str) -> None:
     if odd:
         raise ModelError(f"{name}: {odd[0]} is sparse, nested or quantized; save plain tensors")
     missing = [key for key in wanted if key not in tensors]
-    unexpected = [key for key in tensors if key not in wanted]
+    unexpected = sorted(key for key in tensors if key not in wanted)
     shapes = [
         f"{key}: file {tuple(tensors[key].shape)}, model {tuple(value.shape)}"
         for key, value in wanted.items()
