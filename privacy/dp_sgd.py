@@ -49,6 +49,8 @@ class DPConfig:
             operating system, for weights that will be published.
         secure_noise: sums four Gaussians for each noise value, against attacks on floating-point noise
             (arXiv 2107.10138). The generator is still not a cryptographic one.
+        physical_batch: most records whose gradients are in memory at once; chosen by model size when left out. It
+            changes the result by rounding only.
     """
 
     epsilon: float | None = None
@@ -62,6 +64,7 @@ class DPConfig:
     momentum: float = 0.0
     seed: int | None = 0
     secure_noise: bool = False
+    physical_batch: int | None = None
 
     def __post_init__(self) -> None:
         if (self.epsilon is None) == (self.noise_multiplier is None):
@@ -205,7 +208,9 @@ class _Run:
         if not self.parameters:
             raise UnsupportedError("no parameter takes gradients: there is nothing to train")
         self.device = self.parameters[0].device
-        self.physical = max(1, _GRADIENT_MEMORY // sum(parameter.numel() for parameter in self.parameters))
+        self.physical = config.physical_batch or max(
+            1, _GRADIENT_MEMORY // sum(parameter.numel() for parameter in self.parameters)
+        )
         self.sampling = _generator(config.seed, torch.device("cpu"))
         self.history: list[DPEpoch] = []
         self.steps = self.drawn = self.clipped = self.empty_batches = 0
@@ -287,7 +292,7 @@ class _Run:
                         "to Opacus; freeze it or use a supported layer"
                     )
                 gradients.append(gradient)
-        return torch.stack([gradient.flatten(1).norm(dim=1) for gradient in gradients]).norm(dim=0)
+        return torch.stack([gradient.reshape(len(gradient), -1).norm(dim=1) for gradient in gradients]).norm(dim=0)
 
     def _close_epoch(self) -> None:
         loss, correct, records = self.totals.tolist()
