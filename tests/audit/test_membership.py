@@ -1,0 +1,198 @@
+"""Membership: a model that memorised is caught, one that never saw the members is not."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from auditorch.audit.checks.membership import Membership
+from auditorch.audit.errors import DataError
+from auditorch.audit.samples import Samples
+from auditorch.reports.record import Chart, Metric, Result, Table
+from pydantic import ValidationError
+from sklearn.metrics import roc_auc_score
+from torch import nn
+
+from .fakes import FakeContext, encode, samples_of, toy_samples, toy_target
+
+
+def members(n: int = 200) -> Samples:
+    return toy_samples(n, seed=1, contrast=0.05, noise=0.3)
+
+
+def nonmembers(n: int = 200) -> Samples:
+    return toy_samples(n, seed=2, contrast=0.05, noise=0.3, start=1000)
+
+
+class Memory(nn.Module):
+    """Remembers images: the logit of a class falls with the squared distance to the nearest one remembered of it."""
+
+    def __init__(self, data: Samples) -> None:
+        super().__init__()
+        self.images = encode(data.inputs[np.arange(len(data))]).flatten(1)
+        self.own = torch.nn.functional.one_hot(torch.from_numpy(data.labels), 4).bool()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        distances = ((x.flatten(1)[:, None] - self.images) ** 2).sum(2)
+        return -distances[:, :, None].masked_fill(~self.own, float("inf")).amin(1)
+
+
+LEAKY = Memory(members())
+UNRELATED = Memory(toy_samples(200, seed=3, contrast=0.05, noise=0.3))
+
+
+def run(
+    tmp_path: Path, module: nn.Module, train: Samples | None = None, test: Samples | None = None, **fields: Any
+) -> Result:
+    context = FakeContext(tmp_path, "membership", sources={"train.npz": train or members()})
+    check = Membership.model_validate({"train": "train.npz", **fields})
+    return check.run(toy_target(module), test or nonmembers(), context)
+
+
+def metric(result: Result, name: str) -> Metric:
+    found = result.metric(name)
+    assert found is not None, name
+    return found
+
+
+def interval(result: Result, name: str) -> tuple[float, float]:
+    found = metric(result, name)
+    assert found.ci_low is not None
+    assert found.ci_high is not None
+    return found.ci_low, found.ci_high
+
+
+@pytest.mark.parametrize("attack", ["loss", "confidence", "entropy", "margin"])
+def test_a_model_that_memorised_is_caught(tmp_path: Path, attack: str) -> None:
+    result = run(tmp_path, LEAKY, attack=attack)
+    assert metric(result, "member_accuracy").value == 1
+    assert interval(result, "auc")[0] > 0.6
+    assert interval(result, "advantage")[0] > 0.1
+    assert interval(result, "balanced_accuracy")[0] > 0.52
+    assert interval(result, "generalization_gap")[0] > 0.2
+    assert result.findings[0].severity in ("medium", "high")
+    assert "NISTAML.033" in result.findings[0].standards
+
+
+def test_a_model_that_never_saw_the_members_is_not_accused(tmp_path: Path) -> None:
+    result = run(tmp_path, UNRELATED)
+    for name, chance in (("auc", 0.5), ("balanced_accuracy", 0.5), ("tpr_at_fpr_0.01", 0.01), ("advantage", 0.0)):
+        low, high = interval(result, name)
+        assert low <= chance <= high, name
+    assert [finding.severity for finding in result.findings] == ["info"]
+    assert "no proof of privacy" in result.findings[0].detail
+
+
+def test_auc_equals_scikit_learn_on_the_recorded_scores(tmp_path: Path) -> None:
+    context = FakeContext(tmp_path, "membership", sources={"train.npz": members()})
+    result = Membership(train="train.npz").run(toy_target(LEAKY), nonmembers(150), context)
+    tensors = context.read_evidence(result.evidence[0])
+    assert int(tensors["member"].sum()) == 200
+    assert metric(result, "auc").value == pytest.approx(roc_auc_score(tensors["member"], tensors["scores"]))
+    assert metric(result, "auc").n == 350
+    threshold = tensors["scores"][~tensors["member"]].max()  # 1 % of 150 is one: scores above the second highest
+    at = metric(result, "tpr_at_fpr_0.01")
+    second = tensors["scores"][~tensors["member"]].sort(descending=True).values[1]
+    assert at.value == pytest.approx(float((tensors["scores"][tensors["member"]] > second).double().mean()))
+    assert at.n == 200
+    above_all = float((tensors["scores"][tensors["member"]] > threshold).double().mean())
+    assert metric(result, "tpr_at_fpr_0.001").value == pytest.approx(above_all)
+
+
+def test_rates_that_the_numbers_cannot_resolve_are_said(tmp_path: Path) -> None:
+    warnings = run(tmp_path, LEAKY).warnings
+    assert any("rests on the 2 highest of 200" in warning for warning in warnings)
+    assert any(
+        "cannot be resolved: it needs at least 1000 non-members, there are 200" in warning for warning in warnings
+    )
+    assert run(tmp_path, LEAKY, fpr=(0.1,)).warnings == ()
+
+
+def test_overlap_is_found_left_out_and_reported(tmp_path: Path) -> None:
+    train, test = members(), nonmembers(100)
+    images = np.concatenate([np.asarray(test.inputs), np.asarray(train.inputs)[:5]])
+    mixed = samples_of(images, np.concatenate([test.labels, train.labels[:5]]), test.classes, start=1000)
+    result = run(tmp_path, LEAKY, test=mixed)
+    assert metric(result, "nonmember_accuracy").n == 100
+    finding = result.findings[-1]
+    assert finding.title == "5 of 105 held-out records are also in the training set"
+    assert finding.severity == "high"
+    assert "image-1100" in finding.detail
+    assert metric(result, "auc").value == pytest.approx(metric(run(tmp_path, LEAKY, test=test), "auc").value or 0)
+
+
+def test_overlap_counts_even_with_members_that_the_limit_leaves_out(tmp_path: Path) -> None:
+    train, test = members(), nonmembers(50)
+    images = np.concatenate([np.asarray(test.inputs), np.asarray(train.inputs)[1:2]])
+    mixed = samples_of(images, np.concatenate([test.labels, train.labels[1:2]]), test.classes)
+    result = run(tmp_path, LEAKY, test=mixed, limit=40)
+    assert "1 of 51 held-out records" in result.findings[-1].title
+    assert (metric(result, "member_accuracy").n, metric(result, "nonmember_accuracy").n) == (40, 40)
+
+
+def test_training_data_given_as_non_members_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="all 200 non-members are in the training set"):
+        run(tmp_path, LEAKY, test=members())
+
+
+def test_non_members_may_be_named(tmp_path: Path) -> None:
+    sources = {"train.npz": members(), "holdout.npz": nonmembers(60)}
+    context = FakeContext(tmp_path, "membership", sources=sources)
+    check = Membership(train="train.npz", nonmembers="holdout.npz")
+    assert check.files() == ("train.npz", "holdout.npz")
+    result = check.run(toy_target(LEAKY), members(), context)
+    assert metric(result, "nonmember_accuracy").n == 60
+
+
+def test_figures_say_who_is_exposed(tmp_path: Path) -> None:
+    result = run(tmp_path, LEAKY)
+    figures = {figure.id: figure for figure in result.figures}
+    curve, exposed, by_class = figures["roc"], figures["most_exposed"], figures["by_class"]
+    assert isinstance(curve, Chart)
+    assert (curve.x_scale, curve.y_scale, curve.diagonal) == ("log", "log", True)
+    assert all(x > 0 for x in curve.lines[0].x)
+    assert (curve.lines[0].x[-1], curve.lines[0].y[-1]) == (1, 1)
+    assert isinstance(exposed, Table)
+    scores = [row[2] for row in exposed.rows]
+    assert scores == sorted(scores, key=lambda score: -float(score or 0))
+    assert all(str(row[0]).startswith("image-") for row in exposed.rows)
+    assert isinstance(by_class, Table)
+    assert sum(int(row[1] or 0) for row in by_class.rows) == 200
+    shares = figures["distributions"]
+    assert isinstance(shares, Chart)
+    assert all(sum(y or 0 for y in line.y) == pytest.approx(1) for line in shares.lines)
+
+
+def test_verify_holds_and_fails_for_another_model_or_training_set_or_number(tmp_path: Path) -> None:
+    context = FakeContext(tmp_path, "membership", sources={"train.npz": members()})
+    check = Membership(train="train.npz")
+    result = check.run(toy_target(LEAKY), nonmembers(), context)
+
+    def failed(result: Result = result, module: nn.Module | None = None, ctx: FakeContext = context) -> list[str]:
+        target = toy_target(module or LEAKY)
+        return [claim.what for claim in check.verify(target, nonmembers(), result, ctx) if not claim.ok]
+
+    assert failed() == []
+    assert failed(module=UNRELATED) == ["the model answers as recorded"]
+    other = FakeContext(tmp_path, "membership", sources={"train.npz": members(120)})
+    assert failed(ctx=other) == ["the scores belong to these members and non-members"]
+    forged = tuple(m.model_copy(update={"value": 0.5}) if m.name == "auc" else m for m in result.metrics)
+    assert failed(result.model_copy(update={"metrics": forged})) == ["auc follows from the scores"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [({}, "train"), ({"train": "a", "attack": "lira"}, "loss"), ({"train": "a", "fpr": [0]}, "greater than 0")],
+)
+def test_bad_options_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        Membership.model_validate(fields)
+    assert message in str(caught.value)
+
+
+def test_every_metric_is_described(tmp_path: Path) -> None:
+    for found in run(tmp_path, LEAKY, fpr=(0.1, 0.0001)).metrics:
+        name = "tpr_at_fpr_RATE" if found.name.startswith("tpr_at_fpr_0.") else found.name
+        assert name in Membership.metrics, found.name
+        assert found.label
