@@ -118,9 +118,9 @@ def gallery(method: Method, own: Examined, rows: Sequence[Row], index: Sequence[
             sample_id=row.sample_id,
             captions=(
                 f"labelled {row.label}, predicted {row.predicted} ({row.confidence:.0%})",
-                f"for and against {row.predicted}",
+                f"explains {row.predicted}",
                 f"predicted {row.attacked} ({row.attacked_confidence:.0%})",
-                f"for and against {row.attacked}; {_overlap(float(overlap[i]))}",
+                f"explains {row.attacked}; {_overlap(float(overlap[i]))}",
             ),
         )
         for place, (row, i) in enumerate(zip(rows, index, strict=True))

@@ -203,7 +203,7 @@ def test_a_model_that_looks_at_nothing_is_said_to_be_unexplained(tmp_path: Path)
     assert metric is not None
     assert metric.value is None
     assert value(result, "saliency_deletion_gain") == pytest.approx(0)
-    assert any("no better than random" in finding.title for finding in result.findings)
+    assert any("No better than random" in finding.title for finding in result.findings)
     assert "No method" in result.summary
 
 
@@ -241,21 +241,31 @@ def crafted(**values: tuple[float, float, float]) -> Iterator[Metric]:
     ("values", "title"),
     [
         ({}, None),
-        ({"deletion_gain": (-0.2, -0.3, -0.1)}, "Saliency is worse than random"),
-        ({"deletion_gain": (0.1, -0.1, 0.3)}, "Saliency is no better than random"),
-        ({"randomized_similarity": (0.8, 0.7, 0.9)}, "Saliency hardly depends on what the model learned"),
+        ({"deletion_gain": (-0.2, -0.3, -0.1)}, "No better than random"),
+        ({"deletion_gain": (0.1, -0.1, 0.3)}, "No better than random"),
+        ({"randomized_similarity": (0.8, 0.7, 0.9)}, "Explanations that hardly depend on what the model learned"),
         ({"randomized_similarity": (0.6, 0.4, 0.8)}, None),
-        ({"top_overlap_attacked": (0.2, 0.1, 0.3)}, "Saliency points elsewhere after a small attack"),
+        ({"top_overlap_attacked": (0.2, 0.1, 0.3)}, "Explanations point elsewhere after a small attack"),
         ({"top_overlap_attacked": (0.2, 0.1, 0.45)}, None),
         ({"border_share": (0.7, 0.6, 0.8)}, "The model may be reading the border"),
-        ({"completeness_gap": (0.2, 0.1, 0.3)}, "Saliency was computed with too few steps"),
+        ({"completeness_gap": (0.2, 0.1, 0.3)}, "Computed with too few steps"),
     ],
 )
 def test_findings_follow_the_intervals(values: dict[str, tuple[float, float, float]], title: str | None) -> None:
     metrics = {metric.name: metric for metric in crafted(**values)}
-    found = [finding.title for finding in findings(("saliency",), metrics, 0.36, 2.0)]
+    found = list(findings(("saliency",), metrics, 0.36, 2.0))
     assert len(found) == (title is not None)
-    assert title is None or found[0].startswith(title)
+    if title is not None:
+        assert found[0].title.startswith(title)
+        assert found[0].title.endswith(": Saliency")
+        assert ("worse than random" in found[0].detail) == (values.get("deletion_gain", (0, 0, 0))[2] < 0)
+
+
+def test_one_finding_names_every_method_it_concerns() -> None:
+    metrics = {metric.name: metric for metric in crafted(deletion_gain=(0.1, -0.1, 0.3))}
+    metrics |= {name.replace("saliency", "occlusion"): metric for name, metric in metrics.items()}
+    (found,) = findings(("saliency", "occlusion"), metrics, 0.36, 2.0)
+    assert found.title.endswith(": Saliency, Occlusion")
 
 
 def test_a_mean_leaves_undefined_samples_out() -> None:
