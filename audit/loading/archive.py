@@ -10,7 +10,9 @@ from dataclasses import dataclass
 
 _LOCAL = struct.Struct("<4s5H3I2H")
 _ENCRYPTED, _DESCRIPTOR, _UTF8 = 0x1, 0x8, 0x800
-_END_SIZE = 22
+_END = struct.Struct("<4s4H2IH")
+_END64 = struct.Struct("<4sQ2H2I4Q")
+_LOCATOR = struct.Struct("<4sIQI")
 
 MAX_MEMBERS = 100_000
 MAX_UNPACKED = 64 * 2**30
@@ -42,14 +44,31 @@ def _whole(content: bytes, archive: zipfile.ZipFile, infos: list[zipfile.ZipInfo
     problems = []
     if len(infos) > MAX_MEMBERS or sum(info.file_size for info in infos) > MAX_UNPACKED:
         problems.append("the ZIP archive unpacks to more than the limit")
-    if content[-_END_SIZE : -_END_SIZE + 4] != b"PK\x05\x06" or archive.comment:
+    if content[-_END.size : -_END.size + 4] != b"PK\x05\x06" or archive.comment:
         problems.append("the ZIP archive does not end with its directory (a comment, or data behind it)")
+    elif not _end_agrees(content, len(infos)):
+        problems.append("the ZIP archive's end records disagree on where its directory lies")
     names = [info.filename.casefold() for info in infos]  # PyTorch's reader ignores case
     if len(set(names)) < len(names):
         problems.append("the ZIP archive has two members of one name")
     if not infos or min(info.header_offset for info in infos) != 0:
         problems.append("the ZIP archive has data before its first member")
     return problems
+
+
+def _end_agrees(content: bytes, members: int) -> bool:
+    """Whether the directory ends where the end records begin, with as many entries as they, old and 64-bit, say."""
+    found = _END.unpack_from(content, len(content) - _END.size)
+    position = len(content) - _END.size
+    expected = (found[4], found[5], found[6])
+    if content[position - _LOCATOR.size :][:4] == b"PK\x06\x07":
+        _, _, at, _ = _LOCATOR.unpack_from(content, position - _LOCATOR.size)
+        position -= _LOCATOR.size + _END64.size
+        if at != position or content[position : position + 4] != b"PK\x06\x06":
+            return False
+        expected = _END64.unpack_from(content, position)[7:10]
+    same = all(old in (new, 0xFFFF, 0xFFFFFFFF) for old, new in zip(found[4:7], expected, strict=True))
+    return same and expected[0] == members and expected[1] + expected[2] == position
 
 
 def _local(content: bytes, info: zipfile.ZipInfo) -> list[str]:

@@ -11,6 +11,8 @@ from enum import Enum
 
 _TORCH_MAGIC = 0x1950A86A20F9469CFC6C  # torch/serialization.py: first value of the format before PyTorch 1.6
 
+_MAX_HEADER = 100_000_000  # the limit of the safetensors library
+
 _SIGNATURES = (
     (b"7z\xbc\xaf\x27\x1c", "SEVEN_ZIP"),
     (b"\x1f\x8b", "COMPRESSED"),
@@ -68,7 +70,7 @@ def identify(content: bytes) -> Format:
 def _is_safetensors(content: bytes) -> bool:
     """Eight bytes of header length, then that much JSON."""
     length = int.from_bytes(content[:8], "little")
-    if len(content) < 10 or not 2 <= length <= len(content) - 8 or content[8:9] != b"{":
+    if len(content) < 10 or not 2 <= length <= min(len(content) - 8, _MAX_HEADER) or content[8:9] != b"{":
         return False
     try:
         return isinstance(json.loads(content[8 : 8 + length]), dict)

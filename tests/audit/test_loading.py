@@ -1,5 +1,6 @@
 """Models: what loading makes of them, and what it says of those that cannot be used."""
 
+import io
 import sys
 import warnings
 import zipfile
@@ -14,8 +15,11 @@ import torch
 from auditorch.audit.errors import AuditError, DataError, ModelError, UnsafeModelError, UnsupportedError
 from auditorch.audit.loading.model import NO_WEIGHTS, TRUSTED, describe_target, inner, load, load_target
 from auditorch.audit.loading.probe import PROBABILITIES, RANDOM
+from auditorch.audit.loading.weights import load_weights, read_weights
 from auditorch.audit.spec import DataSpec, ModelSpec, Preprocessing, Spec
-from safetensors.torch import save_file
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save, save_file
 from torch import Tensor, nn
 
 CPU = torch.device("cpu")
@@ -221,6 +225,13 @@ def test_a_factory_may_import_what_lies_beside_it(folder: Path) -> None:
     assert load(spec_of(folder, "uses.py:build"), CPU)[0].sha256 != first.sha256
 
 
+def test_a_factory_may_lie_in_another_folder(folder: Path) -> None:
+    (folder / "audits").mkdir()
+    spec = spec_of(folder / "audits", "../model.py:build")
+    (folder / "test.npz").rename(folder / "audits" / "test.npz")
+    assert len(load(spec, CPU)[0].classes) == 3
+
+
 def test_a_factory_may_import_when_it_is_called(folder: Path) -> None:
     (folder / "later.py").write_text("def build():\n    from model import build\n    return build(4)\n")
     assert len(load(spec_of(folder, "later.py:build"), CPU)[0].classes) == 4
@@ -389,6 +400,32 @@ def test_the_factory_may_live_in_an_installed_package(folder: Path, monkeypatch:
     assert len(first.classes) == 3
     (folder / "pkg_of_user" / "parts.py").write_text("X = 2\n")
     assert load(spec_of(folder, "pkg_of_user.nets:build"), CPU)[0].sha256 != first.sha256
+
+
+def _files() -> dict[str, bytes]:
+    """One file of each format that weights may have, around the same tensors."""
+    state = linear().state_dict()
+    new, old = io.BytesIO(), io.BytesIO()
+    torch.save(state, new)
+    torch.save(state, old, _use_new_zipfile_serialization=False)
+    return {"safetensors": save(state), "zip": new.getvalue(), "legacy": old.getvalue()}
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "zip", "legacy"])
+@settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_no_damage_to_weights_raises_anything_but_our_errors(kind: str, data: st.DataObject, folder: Path) -> None:
+    content = bytearray(_files()[kind])
+    for _ in range(data.draw(st.integers(0, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    (folder / "m.bin").write_bytes(content[: data.draw(st.sampled_from([len(content), len(content) - 9, 30]))])
+    module = linear()
+    try:
+        load_weights(module, read_weights(folder / "m.bin"), "m.bin")
+    except (ModelError, UnsafeModelError, UnsupportedError) as error:
+        refused = str(error)
+        assert "m.bin" in refused
+    assert [tuple(value.shape) for value in module.state_dict().values()] == [(3, 16), (3,)]
 
 
 def test_load_target_takes_samples_loaded_before(folder: Path) -> None:

@@ -218,6 +218,13 @@ def _deflated() -> bytes:
     return buffer.getvalue()
 
 
+def _end(content: bytes, offset: int, by: int) -> bytes:
+    """The archive with one byte of its last record changed."""
+    data = bytearray(content)
+    data[len(data) - 22 + offset] += by
+    return bytes(data)
+
+
 def _flip_data() -> bytes:
     content = bytearray(_checkpoint())
     at = content.find(b"weight")
@@ -239,6 +246,9 @@ ARCHIVES: dict[str, tuple[Callable[[], bytes], str]] = {
     "compressed": (_deflated, "compressed"),
     "data behind the directory": (lambda: _checkpoint() + b"extra", "does not end with its directory"),
     "second archive behind": (lambda: _checkpoint() + zipped(call("os", "getcwd")), "before its first|does not end"),
+    "end points elsewhere": (lambda: _end(_checkpoint(), 16, 1), "end records disagree|damaged|before its first"),
+    "end counts differently": (lambda: _end(_checkpoint(), 10, 1), "end records disagree|damaged"),
+    "old end differs from the new": (lambda: _end(_checkpoint(), 12, 1), "end records disagree|damaged"),
     "truncated": (lambda: _checkpoint()[:-40], "."),
     "foreign member": (lambda: zipped(b"\x80\x02}.", archive__extra=b"hello"), "does not belong"),
     "foreign pickle": (lambda: zipped(b"\x80\x02}.", archive__x=call("os", "system", "x")), "os.system"),
