@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, is_dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -12,23 +12,22 @@ from torch import Tensor
 
 from ...attacks.attack import Attack
 from ...attacks.evasion.fgsm import FGSM
-from ...attacks.losses import cross_entropy
-from ...attacks.models import attacking
-from ...attacks.search import input_gradient
 from ...attacks.streams import Streams
-from ...attacks.threat import Norm, Threat, parse_eps
+from ...attacks.threat import Norm, parse_eps
 from ...reports.record import Evidence, Figure, Metric, Result
 from ..samples import Samples
 from ..target import Access, Target
 from . import standards
 from .base import Check, Claim, Context, encoded
+from .evasion_case import Case, case_evidence, flat_gradients
 from .evasion_figures import charts, gallery, gallery_tensors, showcase
 from .evasion_findings import Sanity, findings
 from .evasion_measures import Measured, ball_text
 from .evasion_options import attack_class, build_attack
 from .evasion_search import Search, Subject, module_logits
+from .evasion_verify import recounted, verify_case, verify_gallery, verify_inputs, verify_metrics
 from .metrics import by_name, percent, plain
-from .outputs import require_finite, same_predictions, spaced
+from .outputs import require_finite, spaced
 
 Radius = Annotated[
     float,
@@ -39,7 +38,6 @@ DEFAULT_EPS: dict[Norm, float] = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0, "l0": 
 """The radii in which most published results for small images are given."""
 
 _ATTACK_OPTIONS = ("steps", "restarts", "step_size", "loss", "random_start")
-_ROUNDING = 1e-4
 _PROBED = 256
 
 
@@ -150,7 +148,7 @@ class Evasion(Check):
             title=f"{self.title}: {ball_text(self.norm, self.eps)}, {self.attack}",
             summary=self._summary(by_name(metrics)),
             status="ok",
-            parameters={**self.model_dump(exclude={"id", "variants"}), "attack_options": _options(attack)},
+            parameters={**self.model_dump(exclude={"id", "variants"}, exclude_none=True), "options": _options(attack)},
             metrics=metrics,
             findings=tuple(findings(measured, sanity, k, span, self.attack, tags, targeted=self.targeted is not False)),
             figures=figures,
@@ -192,7 +190,7 @@ class Evasion(Check):
         if self.access != "gradients" or len(attacked) == 0:
             return Sanity()
         probed = attacked[torch.arange(min(len(attacked), _PROBED)) * len(attacked) // min(len(attacked), _PROBED)]
-        flat = _flat_gradients(search.subject, probed)
+        flat = flat_gradients(search.subject, probed)
         if isinstance(attack, FGSM):
             return Sanity(probed=len(probed), flat=flat)
         stepped = int((search.radius > self.eps).sum())
@@ -209,7 +207,7 @@ class Evasion(Check):
         """The adversarial inputs for ``verify``, and the figures, a gallery among them where the inputs are images."""
         target, classes = case.subject.target, case.samples.classes
         rows = (case.correct & (search.radius <= self.radii[-1])).nonzero().squeeze(1)
-        files = [context.evidence("adversarial", _evidence(case, search, rows))]
+        files = [context.evidence("adversarial", case_evidence(case, search, rows))]
         figures = list(charts(measured, classes, search.logits.argmax(1), self.attack))
         shown = showcase(measured) if target.modality == "image" and case.subject.x.dim() == 4 else []
         if shown:
@@ -240,85 +238,17 @@ class Evasion(Check):
 
     def verify(self, target: Target, samples: Samples, result: Result, context: Context) -> Iterator[Claim]:
         case = self._case(target, spaced(samples, self.limit), context)
+        batch = self.batch_size or context.batch_size
         recorded = context.read_evidence(result.evidence[0])
-        same = torch.equal(recorded["ids"], case.subject.ids) and torch.equal(recorded["labels"], case.y)
-        yield Claim("the attack ran on the audited samples and labels", same)
-        if not same:
+        claims = list(verify_case(case, recorded))
+        yield from claims
+        if not claims[0].ok:
             return
-        agree = same_predictions(case.clean_logits, recorded["clean_logits"])
-        yield Claim("the model predicts as recorded", bool(agree.all()), f"{agree.sum()} of {len(agree)} samples")
-        yield from self._verify_inputs(case, recorded, context)
-        yield from self._verify_counts(recorded, case, result)
+        yield from verify_inputs(case, recorded, batch)
+        radius, distance = recounted(recorded)
+        yield from verify_metrics(self._measured(case, radius, distance), result)
         for evidence in result.evidence[1:]:
-            shown = context.read_evidence(evidence)
-            yield Claim("the gallery's clean images are the data's", _among(shown["clean"], case.subject))
-
-    def _verify_inputs(self, case: Case, recorded: Mapping[str, Tensor], context: Context) -> Iterator[Claim]:
-        rows, x_adv, radius = recorded["rows"], recorded["x_adv"], recorded["radius"]
-        x, bounds = case.subject.x[rows], case.subject.target.bounds
-        inside = sum(
-            int(Threat(self.norm, eps, bounds=bounds).contains(x_adv[radius == eps], x[radius == eps]).sum())
-            for eps in radius.unique().tolist()
-        )
-        yield Claim("adversarial inputs lie in ball and bounds", inside == len(rows), f"{inside} of {len(rows)}")
-        goal = (case.y if self.targeted is False else recorded["goal"])[rows]
-        logits = module_logits(case.subject.target, x_adv, self.batch_size or context.batch_size)
-        hits = int(_errs(logits, goal, targeted=self.targeted is not False).sum())
-        yield Claim("the model errs on the adversarial inputs", hits == len(rows), f"{hits} of {len(rows)}")
-
-    def _verify_counts(self, recorded: Mapping[str, Tensor], case: Case, result: Result) -> Iterator[Claim]:
-        correct = recorded["clean_logits"].argmax(1) == recorded["labels"]
-        radius = torch.where(correct, float("inf"), 0.0).double()
-        distance = radius.float()
-        radius[recorded["rows"]], distance[recorded["rows"]] = recorded["radius"], recorded["distance"]
-        y = case.y.numpy()
-        measured = Measured(y, correct.numpy(), radius.numpy(), distance.numpy(), self.norm, self.eps, self.radii)
-        for again in measured.metrics():
-            metric = result.metric(again.name)
-            value = None if metric is None else metric.value
-            same = value is None if again.value is None else value is not None and abs(value - again.value) <= 1e-6
-            yield Claim(f"{again.name} follows from the adversarial inputs", same, f"{value}, recounted {again.value}")
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """Samples with their labels ``(n,)``, clean logits ``(n, k)``, and what is attacked."""
-
-    samples: Samples
-    y: Tensor
-    clean_logits: Tensor
-    subject: Subject
-
-    @property
-    def correct(self) -> Tensor:
-        return self.clean_logits.argmax(1) == self.y
-
-
-def _evidence(case: Case, search: Search, rows: Tensor) -> dict[str, Tensor]:
-    """What ``verify`` needs; adversarial inputs only where the attack succeeded."""
-    return {
-        "ids": case.subject.ids,
-        "labels": case.y,
-        "goal": case.subject.goal.clone(),  # without targets it is the labels, and files hold no shared memory
-        "clean_logits": case.clean_logits,
-        "rows": rows,
-        "x_adv": search.x_adv[rows],
-        "adv_logits": search.logits[rows],
-        "distance": search.distance[rows],
-        "radius": search.radius[rows],
-    }
-
-
-def _flat_gradients(subject: Subject, rows: Tensor) -> int:
-    """How many of the samples at ``rows`` have a cross-entropy gradient that is zero everywhere."""
-    module, device = subject.target.module, subject.target.device
-    flat = 0
-    with attacking(module):
-        for part in rows.split(64):
-            label = subject.goal[part].to(device)
-            gradient = input_gradient(module, subject.x[part].to(device), lambda z, y=label: cross_entropy(z, y))[2]
-            flat += int((gradient.flatten(1) == 0).all(1).sum())
-    return flat
+            yield verify_gallery(case, context.read_evidence(evidence))
 
 
 def _work(search: Search, attacked: int) -> Iterator[Metric]:
@@ -340,17 +270,3 @@ def _warnings(measured: Measured) -> Iterator[str]:
         yield "The model gets no sample right: success rate and distortion are undefined."
     elif not measured.fallen.any():
         yield "No attack succeeded: distortion is undefined."
-
-
-def _errs(logits: Tensor, goal: Tensor, *, targeted: bool) -> Tensor:
-    """Bool ``(n,)``: whether the goal is reached, where a near tie counts (see ``same_predictions``)."""
-    slack = _ROUNDING * logits.abs().amax(1).clamp_min(1)
-    margin = logits.scatter(1, goal[:, None], float("-inf")).amax(1) - logits.gather(1, goal[:, None])[:, 0]
-    return (margin <= slack) if targeted else (margin >= -slack)
-
-
-def _among(images: Tensor, subject: Subject) -> bool:
-    """Whether each image is one of the data's."""
-    low, high = subject.target.bounds
-    data = (subject.x - low) / (high - low)
-    return all(bool((data == image).flatten(1).all(1).any()) for image in images)

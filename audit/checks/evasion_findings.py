@@ -21,7 +21,7 @@ class Sanity:
     """What the checks on the attack itself showed.
 
     Attributes:
-        probed: samples whose loss gradient was looked at.
+        probed: samples whose loss gradient was looked at; 0 when the attack uses no gradients.
         flat: how many of them have a gradient of exactly zero.
         stepped: samples that withstood the attack and were given a single gradient step.
         single_step: how many of them that step broke.
@@ -39,10 +39,11 @@ def findings(
     """How bad it is, then reasons for doubt. ``span`` is the width of the input bounds, k the number of classes."""
     if measured.correct.any():
         yield _loss(measured, attack, standards)
+    suspicion = "Possible gradient masking" if sanity.probed else "The attack may be too weak"
     for title, detail in _doubts(measured, sanity, k, span, attack, targeted=targeted):
         yield Finding(
             severity="high",
-            title=f"Possible gradient masking: {title}",
+            title=f"{suspicion}: {title}",
             detail=f"{detail} The model may be weaker than the robust accuracy says (arXiv 1802.00420, 1902.06705).",
             remedy=_ADVICE,
             standards=standards,
@@ -93,7 +94,8 @@ def _plateau(measured: Measured, attack: str) -> Iterator[tuple[str, str]]:
     left, right = int(measured.survives(largest).sum()), int(measured.correct.sum())
     for eps in measured.radii:
         fallen = right - int(measured.survives(eps).sum())
-        if 2 * eps <= largest and fallen > 0 and left >= max(10, 0.05 * right) and right - left == fallen:
+        enough = min(left, fallen) >= max(10, 0.05 * right)
+        if enough and 2 * eps <= largest and right - left == fallen:
             small, large = (radius_text(measured.norm, value) for value in (eps, largest))
             yield (
                 "success does not grow with eps",

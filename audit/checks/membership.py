@@ -21,6 +21,8 @@ from ..target import Access, Target
 from . import standards
 from .base import Check, Claim, Context
 from .membership_exposure import Exposure, Group
+from .membership_figures import figures
+from .membership_findings import findings, warnings
 from .metrics import by_name, percent
 from .outputs import all_logits, same_predictions, spaced
 
@@ -79,10 +81,10 @@ class Membership(Check):
             status="ok",
             parameters=self.model_dump(exclude={"id", "variants"}),
             metrics=metrics,
-            findings=(*exposure.findings(), *_overlap_finding(sides)),
-            figures=tuple(exposure.figures(target.classes, self.attack)),
+            findings=(*findings(exposure), *_overlap_finding(sides)),
+            figures=tuple(figures(exposure, target.classes, self.attack)),
             evidence=(context.evidence("scores", self._evidence(logits, sides, exposure)),),
-            warnings=tuple(exposure.warnings()),
+            warnings=tuple(warnings(exposure)),
             not_covered=(
                 "Attacks with shadow or reference models (LiRA, RMIA), which find many times more at low false alarm.",
                 "Attackers who can influence training, or see the model change over time.",

@@ -1,4 +1,4 @@
-"""Everything that scores of members and non-members show: metrics, charts, tables, findings."""
+"""All metrics of a membership attack, from the scores of members and non-members."""
 
 from __future__ import annotations
 
@@ -9,15 +9,10 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from ...attacks.statistics import auc_interval, rate_interval, rate_intervals, sum_interval
+from ...attacks.statistics import auc_interval, rate_interval, sum_interval
 from ...privacy.membership.roc import Estimate, Roc, TPRAtFPR, advantage, balanced_accuracy, roc, tpr_at_fpr
-from ...reports.record import Chart, Figure, Finding, Line, Metric, Table
-from . import standards
-from .metrics import by_name, estimate, percent, rate
-
-_EXPOSED = 10
-_FEW = 20
-_POINTS = 200
+from ...reports.record import Metric
+from .metrics import estimate, percent, rate
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,160 +95,6 @@ class Exposure:
             higher_is_better=False,
             method="clopper-pearson",
             unit="rate",
-        )
-
-    def warnings(self) -> Iterator[str]:
-        n = len(self.nonmembers)
-        for fpr in self.fprs:
-            allowed = int(np.floor(fpr * n + 1e-9))
-            if allowed == 0:
-                yield (
-                    f"TPR at {percent(fpr)} FPR cannot be resolved: it needs at least {int(np.ceil(1 / fpr))} "
-                    f"non-members, there are {n}. It is given for no false positive at all, and may be too low."
-                )
-            elif allowed < _FEW:
-                yield (
-                    f"TPR at {percent(fpr)} FPR rests on the {allowed} highest of {n} non-members: the threshold is "
-                    "itself uncertain, and the interval does not include that."
-                )
-
-    def findings(self) -> Iterator[Finding]:
-        auc = by_name(self.metrics)["auc"]
-        low = auc.ci_low if auc.ci_low is not None else 0.5
-        strict = self._sharpest()
-        if strict is not None:
-            fpr, found = strict
-            yield Finding(
-                severity="high" if found.low >= 10 * fpr else "medium",
-                title="Some training records can be recognised with near certainty",
-                detail=f"At {percent(found.fpr_achieved)} false positives, {percent(found.value)} of the members are "
-                f"found (at least {percent(found.low)}); by chance it would be {percent(fpr)}.",
-                remedy="Train with differential privacy (see the dp_sgd variant), or regularise; remove duplicates.",
-                standards=standards.MEMBERSHIP,
-            )
-        elif low > 0.5:
-            yield Finding(
-                severity="medium" if low > 0.6 else "low",
-                title="Members and non-members behave differently on average",
-                detail=f"AUC {auc.value:.3f} (at least {low:.3f}; 0.5 is chance), though no record stands out at a low "
-                "false positive rate.",
-                remedy="Regularise or stop earlier: the gap between training and test accuracy is what gives it away.",
-                standards=standards.MEMBERSHIP,
-            )
-        else:
-            yield Finding(
-                severity="info",
-                title="This attack finds no leak of membership",
-                detail="Its AUC does not differ from chance. That is no proof of privacy: attacks with shadow models "
-                "find many times more (arXiv 2112.03570).",
-                standards=standards.MEMBERSHIP,
-            )
-
-    def _sharpest(self) -> tuple[float, TPRAtFPR] | None:
-        """The lowest resolvable rate at which surely more than three times as many members are found as by chance."""
-        for fpr in sorted(self.fprs):
-            resolvable = fpr * len(self.nonmembers) >= 1
-            if resolvable and self.at_fpr[fpr].low > 3 * fpr:
-                return fpr, self.at_fpr[fpr]
-        return None
-
-    def figures(self, classes: tuple[str, ...], kind: str) -> Iterator[Figure]:
-        yield self._roc_chart()
-        yield self._distributions(kind)
-        yield self._by_class(classes)
-        yield self._most_exposed(classes, kind)
-
-    def _roc_chart(self) -> Chart:
-        shown = np.flatnonzero((self.roc.fpr > 0) & (self.roc.tpr > 0))
-        if len(shown) > _POINTS:  # evenly spaced on the log axis
-            wanted = np.geomspace(self.roc.fpr[shown[0]], 1, _POINTS)
-            shown = np.unique(shown[np.searchsorted(self.roc.fpr[shown], wanted).clip(max=len(shown) - 1)])
-        tpr = self.roc.tpr[shown]
-        low, high = rate_intervals(np.round(tpr * len(self.members)), len(self.members))
-        least = 1 / max(len(self.members), len(self.nonmembers))
-        return Chart(
-            id="roc",
-            title="Members found against false alarms",
-            caption="Both axes are logarithmic: what matters is the left, where few non-members are accused. "
-            "On the diagonal the attack guesses.",
-            x_label="false positive rate",
-            y_label="true positive rate",
-            x_scale="log",
-            y_scale="log",
-            x_range=(least, 1),
-            y_range=(least, 1),
-            diagonal=True,
-            lines=(
-                Line(
-                    name="attack",
-                    x=tuple(self.roc.fpr[shown].tolist()),
-                    y=tuple(tpr.tolist()),
-                    low=tuple(low.tolist()),
-                    high=tuple(high.tolist()),
-                ),
-            ),
-        )
-
-    def _distributions(self, kind: str, bins: int = 40) -> Chart:
-        groups = (("members", self.members), ("non-members", self.nonmembers))
-        everything = np.concatenate([group.scores for _, group in groups])
-        low, high = np.quantile(everything, [0.01, 1.0])
-        edges = np.linspace(low, max(high, low + 1e-9), bins + 1)
-        middle = tuple(((edges[1:] + edges[:-1]) / 2).tolist())
-        lines = []
-        for name, group in groups:
-            counts, _ = np.histogram(group.scores.clip(low, high), edges)
-            lines.append(Line(name=name, x=middle, y=tuple((counts / len(group)).tolist())))
-        return Chart(
-            id="distributions",
-            title="Scores of members and non-members",
-            caption="Where the lines differ, membership shows. The lowest hundredth is drawn in the first bin.",
-            style="step",
-            x_label=f"score ({kind}), the higher the more like a member",
-            y_label="share of records",
-            lines=tuple(lines),
-        )
-
-    def _by_class(self, classes: tuple[str, ...]) -> Table:
-        found = self.at_fpr[max(self.fprs)]
-        rows = []
-        for c, label in enumerate(classes):
-            own, other = self.members.y == c, self.nonmembers.y == c
-            both = own.any() and other.any()
-            area = roc(self.members.scores[own], self.nonmembers.scores[other]).auc if both else None
-            share = float((self.members.scores[own] >= found.threshold).mean()) if own.any() else None
-            seen = float(self.members.correct[own].mean()) if own.any() else None
-            unseen = float(self.nonmembers.correct[other].mean()) if other.any() else None
-            rows.append((label, int(own.sum()), int(other.sum()), area, share, seen, unseen))
-        return Table(
-            id="by_class",
-            title="Exposure by class",
-            caption=f"Members found: by one threshold for all, at {percent(max(self.fprs))} false positives.",
-            columns=(
-                "class",
-                "members",
-                "non-members",
-                "AUC",
-                "members found",
-                "accuracy on members",
-                "accuracy on non-members",
-            ),
-            rows=tuple(rows),
-        )
-
-    def _most_exposed(self, classes: tuple[str, ...], kind: str) -> Table:
-        members, others = self.members, np.sort(self.nonmembers.scores)
-        order = np.argsort(-members.scores, kind="stable")[:_EXPOSED]
-        above = 1 - np.searchsorted(others, members.scores[order], side="left") / len(others)
-        return Table(
-            id="most_exposed",
-            title="Most exposed training records",
-            caption="Those that the attack is surest of, and how many non-members score as high.",
-            columns=("record", "class", f"score ({kind})", "non-members as high"),
-            rows=tuple(
-                (str(members.names[i]), classes[members.y[i]], float(members.scores[i]), float(share))
-                for i, share in zip(order, above, strict=True)
-            ),
         )
 
 

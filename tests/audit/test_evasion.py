@@ -309,3 +309,15 @@ def test_every_metric_is_described(tmp_path: Path, samples: Samples) -> None:
         name = "robust_accuracy_at_EPS" if metric.name.startswith("robust_accuracy_at_") else metric.name
         assert name in Evasion.metrics
         assert metric.label
+
+
+def test_a_label_only_attack_is_told_apart_and_never_below_the_closed_form(tmp_path: Path) -> None:
+    samples = toy_samples(12, noise=0.04, contrast=0.14, spread=0.12)
+    curve = {"eps": 0.08, "curve": (0.04, 0.12)}
+    result = run(tmp_path, samples, attack="hopskipjump_art", max_queries=300, **curve)
+    assert "NISTAML.025" in result.standards
+    assert value(result, "gradients_per_sample") == 0
+    assert result.backwards == 0
+    assert 0 < value(result, "attack_success_rate")
+    for name, eps in (("robust_accuracy", 0.08), ("robust_accuracy_at_0.04", 0.04), ("robust_accuracy_at_0.12", 0.12)):
+        assert value(result, name) >= share_beyond(samples, eps) - 1e-9

@@ -1,0 +1,73 @@
+"""What a reader must know about a membership attack, and how far its numbers carry."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from ...privacy.membership.roc import TPRAtFPR
+from ...reports.record import Finding
+from . import standards
+from .membership_exposure import Exposure
+from .metrics import by_name, percent
+
+_FEW = 20
+
+
+def warnings(exposure: Exposure) -> Iterator[str]:
+    n = len(exposure.nonmembers)
+    for fpr in exposure.fprs:
+        allowed = int(np.floor(fpr * n + 1e-9))
+        if allowed == 0:
+            yield (
+                f"TPR at {percent(fpr)} FPR cannot be resolved: it needs at least {int(np.ceil(1 / fpr))} "
+                f"non-members, there are {n}. It is given for no false positive at all, and may be too low."
+            )
+        elif allowed < _FEW:
+            yield (
+                f"TPR at {percent(fpr)} FPR rests on the {allowed} highest of {n} non-members: the threshold is "
+                "itself uncertain, and the interval does not include that."
+            )
+
+
+def findings(exposure: Exposure) -> Iterator[Finding]:
+    auc = by_name(exposure.metrics)["auc"]
+    low = auc.ci_low if auc.ci_low is not None else 0.5
+    strict = _sharpest(exposure)
+    if strict is not None:
+        fpr, found = strict
+        yield Finding(
+            severity="high" if found.low >= 10 * fpr else "medium",
+            title="Some training records can be recognised with near certainty",
+            detail=f"At {percent(found.fpr_achieved)} false positives, {percent(found.value)} of the members are "
+            f"found (at least {percent(found.low)}); by chance it would be {percent(fpr)}.",
+            remedy="Train with differential privacy (see the dp_sgd variant), or regularise; remove duplicates.",
+            standards=standards.MEMBERSHIP,
+        )
+    elif low > 0.5:
+        yield Finding(
+            severity="medium" if low > 0.6 else "low",
+            title="Members and non-members behave differently on average",
+            detail=f"AUC {auc.value:.3f} (at least {low:.3f}; 0.5 is chance), though no record stands out at a low "
+            "false positive rate.",
+            remedy="Regularise or stop earlier: the gap between training and test accuracy is what gives it away.",
+            standards=standards.MEMBERSHIP,
+        )
+    else:
+        yield Finding(
+            severity="info",
+            title="This attack finds no leak of membership",
+            detail="Its AUC does not differ from chance. That is no proof of privacy: attacks with shadow models "
+            "find many times more (arXiv 2112.03570).",
+            standards=standards.MEMBERSHIP,
+        )
+
+
+def _sharpest(exposure: Exposure) -> tuple[float, TPRAtFPR] | None:
+    """The lowest resolvable rate at which surely more than three times as many members are found as by chance."""
+    for fpr in sorted(exposure.fprs):
+        resolvable = fpr * len(exposure.nonmembers) >= 1
+        if resolvable and exposure.at_fpr[fpr].low > 3 * fpr:
+            return fpr, exposure.at_fpr[fpr]
+    return None
