@@ -318,6 +318,6 @@ def test_a_label_only_attack_is_told_apart_and_never_below_the_closed_form(tmp_p
     assert "NISTAML.025" in result.standards
     assert value(result, "gradients_per_sample") == 0
     assert result.backwards == 0
-    assert 0 < value(result, "attack_success_rate")
+    assert value(result, "attack_success_rate") > 0
     for name, eps in (("robust_accuracy", 0.08), ("robust_accuracy_at_0.04", 0.04), ("robust_accuracy_at_0.12", 0.12)):
         assert value(result, name) >= share_beyond(samples, eps) - 1e-9
