@@ -39,6 +39,7 @@ from ..errors import UnsupportedError
 from ..samples import Samples
 from ..target import Access, Modality, Target
 from .base import Check, Claim, Context, encoded
+from .outputs import all_logits
 
 Pairs = Mapping[Method, tuple[Examined, Examined]]
 
@@ -118,6 +119,7 @@ class Attribution(Check):
     def _run(self, target: Target, chosen: Samples, context: Context, rows: int) -> Result:
         settings = self._settings(target, context.seed, rows)
         with counted(target.module) as count:
+            all_logits(target, chosen, rows)  # refuses a model that gives NaN, naming the samples
             scene = self._scene(target, chosen, settings)
             methods, warnings = self._fitting(scene)
             context.progress.start(self.title, 2 * len(methods))

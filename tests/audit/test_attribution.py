@@ -17,14 +17,14 @@ from auditorch.audit.attribution.scene import noise_of_size
 from auditorch.audit.attribution.scores import mean_metric
 from auditorch.audit.checks.attribution import Attribution, attack_of, drawn
 from auditorch.audit.checks.base import Claim
-from auditorch.audit.errors import UnsupportedError
+from auditorch.audit.errors import ModelError, UnsupportedError
 from auditorch.audit.samples import Samples
 from auditorch.reports.record import Chart, Gallery, Metric, Result, Table
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from .fakes import FakeContext, small_cnn, toy_samples, toy_target
+from .fakes import FakeContext, linear_model, small_cnn, toy_samples, toy_target
 
 DEFAULT = ("integrated_gradients", "saliency", "grad_cam", "occlusion")
 
@@ -205,6 +205,39 @@ def test_a_model_that_looks_at_nothing_is_said_to_be_unexplained(tmp_path: Path)
     assert value(result, "saliency_deletion_gain") == pytest.approx(0)
     assert any("No better than random" in finding.title for finding in result.findings)
     assert "No method" in result.summary
+
+
+class Narrow(nn.Module):
+    """Has memory for forty rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = linear_model()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > 40:
+            raise torch.OutOfMemoryError("no more memory")
+        return self.inner(x)
+
+
+def test_batches_shrink_until_memory_suffices(tmp_path: Path) -> None:
+    result = run(tmp_path / "a", Narrow(), method="integrated_gradients")
+    plenty = run(tmp_path / "b", method="integrated_gradients")
+    for metric in plenty.metrics:
+        if "attacked" not in metric.name:
+            assert value(result, metric.name) == pytest.approx(metric.value, abs=1e-4)
+
+
+class Undefined(nn.Module):
+    """Gives NaN for some images."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear_model()(x).log()[:, :4] - torch.tensor([3.5, 0, 0, 0]) + (x[:, 0, :1, 0] - 0.4).sqrt()
+
+
+def test_a_model_that_gives_nan_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"NaN .* image-"):
+        run(tmp_path, Undefined(), method="saliency")
 
 
 class Frame(nn.Module):
