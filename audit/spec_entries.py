@@ -144,4 +144,4 @@ def _ids(raw: Mapping[str, Any], field: str) -> list[str]:
         name, options = entry_parts(entry) or ("", {})
         given = options.get("id") if isinstance(options, Mapping) else None
         found.append(str(given or name))
-    return found
+    return [one for one in found if one]

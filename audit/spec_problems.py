@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -14,6 +15,9 @@ from .errors import AuditError, SpecError
 from .yaml_lines import Document, Location
 
 MAX_SHOWN = 20
+MAX_LENGTH = 600
+
+_SHOULD = re.compile(r"^(Input|String|List|Tuple|Dictionary|Set|Value|URL) should")
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -70,7 +74,8 @@ def suggestion(name: str, known: Iterable[str]) -> str:
 def _sentence(problem: Problem, document: Document) -> str:
     line = document.line(problem.location)
     where = [f"{document.name}:{line}" if line and document.lines else document.name, dotted(problem.location)]
-    return ": ".join([*filter(None, where), problem.message])
+    text = ": ".join([*filter(None, where), problem.message])
+    return text if len(text) <= MAX_LENGTH else text[:MAX_LENGTH] + "…"
 
 
 def _problems(error: ValidationError, model: type[BaseModel], value: Any, at: Location) -> list[Problem]:
@@ -115,7 +120,7 @@ def _message(detail: ErrorDetails, inner: Location, model: type[BaseModel]) -> s
         case "value_error":
             return str(context.get("error", detail["msg"]))
         case kind:
-            return f"{_EXPECTED.get(kind) or detail['msg'].replace('Input should', 'must')}, got {got}"
+            return f"{_EXPECTED.get(kind) or _SHOULD.sub('must', detail['msg'])}, got {got}"
 
 
 _EXPECTED = {

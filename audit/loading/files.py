@@ -10,7 +10,7 @@ from ..errors import AuditError
 MAX_BYTES = 16 * 2**30
 
 
-def read_bytes(path: Path, error: type[AuditError], max_bytes: int = MAX_BYTES) -> bytes:
+def read_bytes(path: Path, error: type[AuditError], max_bytes: int = MAX_BYTES, *, allow_empty: bool = False) -> bytes:
     """The content of a regular file.
 
     Raises:
@@ -27,7 +27,7 @@ def read_bytes(path: Path, error: type[AuditError], max_bytes: int = MAX_BYTES) 
         raise error(f"{path}: no such file") from problem
     except (OSError, ValueError) as problem:
         raise error(f"{path}: cannot be read ({problem})") from problem
-    if not content:
+    if not content and not allow_empty:
         raise error(f"{path}: the file is empty")
     if len(content) > max_bytes:
         raise error(f"{path}: larger than {max_bytes / 2**30:.3g} GiB, which is the limit")

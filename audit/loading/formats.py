@@ -23,6 +23,9 @@ _SIGNATURES = (
     (b"\x89HDF\r\n\x1a\n", "HDF5"),
     (b"GGUF", "GGUF"),
     (b"\x93NUMPY", "NPY"),
+    (b"\x89PNG\r\n\x1a\n", "IMAGE"),
+    (b"\xff\xd8\xff", "IMAGE"),
+    (b"GIF8", "IMAGE"),
 )
 
 
@@ -46,11 +49,15 @@ class Format(Enum):
     COMPRESSED = "a compressed file, whose content cannot be examined"
     PICKLE = "a bare pickle"
     TEXT = "text"
+    IMAGE = "an image"
+    EMPTY = "empty"
     UNKNOWN = "of no known format"
 
 
 def identify(content: bytes) -> Format:
     """The format of a file with this content."""
+    if not content:
+        return Format.EMPTY
     for signature, name in _SIGNATURES:
         if content.startswith(signature):
             return Format[name]

@@ -90,7 +90,7 @@ def _scan_path(path: Path) -> Iterator[ScanReport]:
 
 def _scan_file(path: Path) -> ScanReport:
     try:
-        return scan_bytes(read_bytes(path, ModelError), str(path))
+        return scan_bytes(read_bytes(path, ModelError, allow_empty=True), str(path))
     except ModelError as error:
         reason = str(error).removeprefix(f"{path}: ")
         return ScanReport(str(path), "not readable", "unknown", (reason,))
@@ -110,7 +110,7 @@ def _examine(kind: Format, content: bytes) -> Trace:
             return _npy(content)
         case Format.NPZ | Format.ZIP | Format.KERAS | Format.TORCHSCRIPT | Format.EXPORTED:
             return _zip(kind, content)
-        case Format.TEXT:
+        case Format.TEXT | Format.IMAGE | Format.EMPTY:
             return Trace()
         case _:
             return Trace(reasons=[Reason(kind.value if kind is not Format.UNKNOWN else "no known model format")])
@@ -207,7 +207,7 @@ def _every_pickle(content: bytes) -> Trace:
 
 
 def _nested(member: bytes) -> Trace:
-    match identify(member) if member else Format.TEXT:
+    match identify(member):
         case Format.PICKLE | Format.TORCH_LEGACY:
             return _pickles(member)
         case Format.NPY:

@@ -356,12 +356,15 @@ def test_folders_are_walked_and_links_out_are_not_followed(tmp_path: Path) -> No
     (outside / "evil.bin").write_bytes(call("os", "system", "x"))
     (root / "sub" / "evil.txt").write_bytes(call("os", "system", "x"))
     (root / "empty.bin").write_bytes(b"")
+    (root / "picture").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(9))
+    os.mkfifo(root / "pipe")
     (root / "file_link").symlink_to(outside / "evil.bin")
     (root / "folder_link").symlink_to(outside)
     found = {Path(report.path).relative_to(root).as_posix(): report for report in scan([root])}
     assert found["sub/evil.txt"].status == "dangerous"
-    assert found["empty.bin"].status == "unknown"
-    assert set(found) == {"sub/evil.txt", "empty.bin", "file_link", "folder_link"}
+    assert (found["empty.bin"].status, found["picture"].status) == ("clean", "clean")
+    assert found["pipe"].reasons == ("this is not a regular file",)
+    assert set(found) == {"sub/evil.txt", "empty.bin", "picture", "pipe", "file_link", "folder_link"}
     assert "not followed" in found["file_link"].reasons[0]
     with pytest.raises(ModelError, match="no such file"):
         scan([tmp_path / "absent"])
