@@ -46,6 +46,20 @@ class Exposure:
         return {fpr: tpr_at_fpr(self.members.scores, self.nonmembers.scores, fpr) for fpr in self.fprs}
 
     @cached_property
+    def auc(self) -> Metric:
+        interval = auc_interval(self.members.scores, self.nonmembers.scores)
+        return estimate(
+            "auc",
+            self.roc.auc,
+            interval,
+            len(self.members) + len(self.nonmembers),
+            label="AUC (0.5: nothing leaks)",
+            higher_is_better=False,
+            method="delong",
+            unit="auc",
+        )
+
+    @cached_property
     def metrics(self) -> tuple[Metric, ...]:
         return tuple(self._metrics())
 
@@ -54,17 +68,7 @@ class Exposure:
         n = len(members) + len(nonmembers)
         for fpr, found in self.at_fpr.items():
             yield self._tpr(fpr, found)
-        interval = auc_interval(members.scores, nonmembers.scores)
-        yield estimate(
-            "auc",
-            self.roc.auc,
-            interval,
-            n,
-            label="AUC (0.5: nothing leaks)",
-            higher_is_better=False,
-            method="delong",
-            unit="auc",
-        )
+        yield self.auc
         best = advantage(members.scores, nonmembers.scores, seed=self.seed)
         yield _estimated("advantage", best, n, "Membership advantage, largest TPR - FPR", "bootstrap")
         if min(len(members), len(nonmembers)) > 1:

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from ...attacks.statistics import rate_interval
 from ...privacy.membership.roc import TPRAtFPR
 from ...reports.record import Finding
 from . import standards
 from .membership_exposure import Exposure
-from .metrics import by_name, percent
+from .metrics import percent
 
 _FEW = 20
 
@@ -32,7 +33,7 @@ def warnings(exposure: Exposure) -> Iterator[str]:
 
 
 def findings(exposure: Exposure) -> Iterator[Finding]:
-    auc = by_name(exposure.metrics)["auc"]
+    auc = exposure.auc
     low = auc.ci_low if auc.ci_low is not None else 0.5
     strict = _sharpest(exposure)
     if strict is not None:
@@ -65,9 +66,15 @@ def findings(exposure: Exposure) -> Iterator[Finding]:
 
 
 def _sharpest(exposure: Exposure) -> tuple[float, TPRAtFPR] | None:
-    """The lowest resolvable rate at which surely more than three times as many members are found as by chance."""
+    """The lowest rate at which surely more than three times as many members are found as by chance.
+
+    Surely: also when the true false positive rate of the threshold, which a handful of non-members set, is at the
+    upper end of its own interval.
+    """
+    n = len(exposure.nonmembers)
     for fpr in sorted(exposure.fprs):
-        resolvable = fpr * len(exposure.nonmembers) >= 1
-        if resolvable and exposure.at_fpr[fpr].low > 3 * fpr:
-            return fpr, exposure.at_fpr[fpr]
+        found = exposure.at_fpr[fpr]
+        _, worst = rate_interval(round(found.fpr_achieved * n), n, method="exact")
+        if fpr * n >= 1 and found.low > max(3 * fpr, worst):
+            return fpr, found
     return None

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 from auditorch.audit.checks.membership import Membership
+from auditorch.audit.checks.membership_exposure import Exposure, Group
+from auditorch.audit.checks.membership_findings import findings
 from auditorch.audit.errors import DataError
 from auditorch.audit.samples import Samples
 from auditorch.reports.record import Chart, Metric, Result, Table
@@ -107,6 +109,23 @@ def test_rates_that_the_numbers_cannot_resolve_are_said(tmp_path: Path) -> None:
         "cannot be resolved: it needs at least 1000 non-members, there are 200" in warning for warning in warnings
     )
     assert run(tmp_path, LEAKY, fpr=(0.1,)).warnings == ()
+
+
+def exposure(shift: float, share: float, seed: int) -> Exposure:
+    """Scores of 2000 members and 1000 non-members, a share of the members shifted."""
+    rng = np.random.default_rng(seed)
+    y, names = np.zeros(2000, dtype=np.int64), [str(i) for i in range(2000)]
+    scores = rng.normal(0, 1, 2000) + shift * (rng.uniform(size=2000) < share)
+    right = np.full(2000, True)
+    others = Group(rng.normal(0, 1, 1000), y[:1000], right[:1000], names[:1000])
+    return Exposure(Group(scores, y, right, names), others, (0.01, 0.001), seed)
+
+
+def test_records_that_stand_out_are_found_and_luck_is_not() -> None:
+    leaks = [next(findings(exposure(8.0, 0.05, seed))).title for seed in range(20)]
+    assert all("near certainty" in title for title in leaks)
+    clean = [next(findings(exposure(0.0, 0.0, seed))).severity for seed in range(60)]
+    assert clean.count("info") >= 56
 
 
 def test_overlap_is_found_left_out_and_reported(tmp_path: Path) -> None:
