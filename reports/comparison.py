@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import math
 import re
 from collections.abc import Sequence
@@ -10,12 +11,13 @@ from dataclasses import dataclass
 from .record import AuditRecord, Chart, Line, Metric, Result, VariantRecord
 from .writing import metric_label
 
-_HEADLINES = {
-    "performance": ("accuracy", "balanced_accuracy", "f1_macro", "expected_calibration_error", "ece"),
+_HEADLINES: dict[str, tuple[str, ...]] = {
+    "performance": ("accuracy", "balanced_accuracy", "f1_macro", "ece"),
+    "attribution": ("*_deletion_gain", "*_top_overlap_attacked", "deletion_gain", "top_overlap_attacked"),
     "evasion": ("clean_accuracy", "robust_accuracy", "attack_success_rate"),
-    "membership": ("auc", "tpr_at_fpr_0.01", "tpr_at_fpr_0.001", "membership_advantage"),
+    "membership": ("tpr_at_fpr_0.001", "tpr_at_fpr_0.01", "auc", "advantage"),
 }
-_MOST_HEADLINES = 4
+_MOST_HEADLINES = 8
 _MOST_OVERLAID = 8
 
 
@@ -50,7 +52,7 @@ def metric_rows(check: str, results: Sequence[Result | None]) -> list[MetricRow]
 def headline_names(kind: str, rows: Sequence[MetricRow], gated: set[str]) -> list[str]:
     """The few metrics that stand for a check: the field's usual ones, or its first, and every gated one."""
     names = [row.name for row in rows]
-    usual = [name for name in _HEADLINES.get(kind, ()) if name in names] or names[:3]
+    usual = [name for pattern in _HEADLINES.get(kind, ()) for name in fnmatch.filter(names, pattern)] or names[:3]
     chosen = [*usual[:_MOST_HEADLINES], *sorted(gated)]
     return [name for name in names if name in chosen]
 

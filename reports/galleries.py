@@ -109,13 +109,15 @@ def _row_pictures(
 
 
 def _within_budget(columns: Sequence[_Column], budget: int) -> tuple[list[list[bytes]], int]:
-    """The PNGs at the largest side whose sum fits the budget; the smallest side when none does."""
-    files: list[list[bytes]] = []
-    for side in _SIDES:
-        files = [[png(pixels, side, column.smooth) for pixels in column.pixels] for column in columns]
-        if sum(len(data) for column in files for data in column) <= budget:
-            return files, side
-    return files, _SIDES[-1]
+    """The PNGs at the largest side that should fit the budget, judged by the first row; the smallest when none does."""
+    rows = max((len(column.pixels) for column in columns), default=0)
+    fitting = (side for side in _SIDES if rows * sum(len(_first_png(column, side)) for column in columns) <= budget)
+    side = next(fitting, _SIDES[-1])
+    return [[png(pixels, side, column.smooth) for pixels in column.pixels] for column in columns], side
+
+
+def _first_png(column: _Column, side: int) -> bytes:
+    return png(column.pixels[0], side, column.smooth) if column.pixels else b""
 
 
 def _evidence_path(named: str, evidence: Sequence[Evidence], directory: Path) -> Path:

@@ -25,7 +25,7 @@ from .gates import gate_rows
 from .matrices import matrix_picture, shades
 from .pictures import data_uri, png
 from .record import AuditRecord, Matrix
-from .tables import chart_table, confusions_table
+from .tables import cell_texts, chart_table, confusions_table, is_numeric
 
 _LARGEST_MATRIX = 25
 
@@ -78,7 +78,6 @@ def _environment() -> Environment:
     )
     environment.filters |= {
         "bounds": writing.bounds_text,
-        "cell": _cell,
         "duration": writing.duration,
         "metric": writing.metric_text,
         "moment": writing.moment,
@@ -92,9 +91,11 @@ def _environment() -> Environment:
         "yaml": _yaml,
     }
     environment.globals |= {
+        "cell_texts": cell_texts,
         "chart_svg": chart_svg,
         "chart_table": chart_table,
         "confusions": confusions_table,
+        "is_numeric": is_numeric,
         "legend_key": legend_key,
         "matrix_image": _matrix_image,
         "matrix_is_large": lambda matrix: len(matrix.labels) > _LARGEST_MATRIX,
@@ -122,11 +123,6 @@ def _content_policy() -> str:
 @cache
 def _asset(name: str) -> str:
     return (files(__package__ or "") / "templates" / name).read_text(encoding="utf-8")
-
-
-def _cell(value: str | int | float | None) -> str:
-    """A table cell: text as it is, numbers written, None as a dash."""
-    return value if isinstance(value, str) else writing.number(value)
 
 
 def _value(value: Any) -> str:

@@ -82,7 +82,7 @@ def png(pixels: Bytes, side: int, smooth: bool) -> bytes:
         shape = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
         picture = picture.resize(shape, Image.Resampling.LANCZOS if smooth else Image.Resampling.NEAREST)
     out = io.BytesIO()
-    picture.save(out, "PNG", optimize=True)
+    picture.save(out, "PNG")
     return out.getvalue()
 
 

@@ -23,6 +23,18 @@ def chart_table(chart: Chart) -> Table:
     return Table(id=f"{chart.id}-table", title=chart.title, caption=caption, columns=columns, rows=tuple(rows))
 
 
+def is_numeric(table: Table, column: int) -> bool:
+    """Whether a column holds numbers only, gaps aside."""
+    cells = [row[column] for row in table.rows if column < len(row) and row[column] is not None]
+    return bool(cells) and not any(isinstance(cell, str) for cell in cells)
+
+
+def cell_texts(table: Table) -> list[list[str]]:
+    """The cells as text, the numbers of a column all with the same decimals."""
+    places = [_column_decimals(table, column) for column in range(max(map(len, table.rows), default=0))]
+    return [[_cell_text(cell, places[column]) for column, cell in enumerate(row)] for row in table.rows]
+
+
 def confusions_table(matrix: Matrix, most: int = 30) -> Table:
     """The largest cells off the diagonal, for matrices too large to print."""
     cells = [
@@ -38,6 +50,21 @@ def confusions_table(matrix: Matrix, most: int = 30) -> Table:
         columns=(matrix.row_label, matrix.column_label, "value"),
         rows=tuple((row, column, value) for value, row, column in cells[:most]),
     )
+
+
+def _column_decimals(table: Table, column: int) -> int | None:
+    """The most decimals that a number of the column needs; None where powers of ten are needed."""
+    values = [row[column] for row in table.rows if column < len(row)]
+    texts = [number(value) for value in values if isinstance(value, float) and math.isfinite(value)]
+    if any("×" in text for text in texts):
+        return None
+    return max((len(text.partition(".")[2]) for text in texts), default=0)
+
+
+def _cell_text(cell: Cell, decimals: int | None) -> str:
+    if isinstance(cell, float) and math.isfinite(cell) and decimals is not None:
+        return f"{cell:,.{decimals}f}".replace("-", "−")
+    return cell if isinstance(cell, str) else number(cell)
 
 
 def _share_x(chart: Chart) -> bool:

@@ -9,6 +9,8 @@ from datetime import datetime
 from .record import AuditRecord, Gate, Metric
 
 DASH = "–"
+_SILENT_UNITS = ("auc",)
+"""Units that say what a number is, not what it is counted in."""
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _VERDICT_WORDS = {
     "pass": "Passed",
@@ -32,7 +34,7 @@ def number(value: float | None, unit: str = "") -> str:
         return {"inf": "∞", "-inf": "−∞"}.get(str(value), "NaN")
     if unit == "rate":
         return f"{_percent(value, _decimals(value))} %"
-    return f"{_plain(value)} {unit}".rstrip()
+    return f"{_plain(value)} {'' if unit in _SILENT_UNITS else unit}".rstrip()
 
 
 def interval(value: float | None, low: float | None, high: float | None, unit: str = "") -> str:
