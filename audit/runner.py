@@ -50,6 +50,7 @@ def run_audit(
     only: Sequence[str] = (),
     skip: Sequence[str] = (),
     display: Display | None = None,
+    wait: bool = False,
 ) -> AuditRecord:
     """Audits the model of ``spec`` and writes record, reports and evidence into ``output``.
 
@@ -60,6 +61,7 @@ def run_audit(
         fresh: compute everything anew.
         only, skip: ids of checks and variants to run, or to leave out.
         display: shows progress; silent when left out.
+        wait: when another run is using ``output``, wait for its end instead of refusing.
 
     Raises:
         AuditError: when spec, model, data or output folder cannot be used.
@@ -69,7 +71,7 @@ def run_audit(
     plan = make_plan(spec, only, skip)
     place = choose_device(device)
     display = display or Silent()
-    with owned(output), display:
+    with owned(output, wait=wait), display:
         target, samples = load(spec, place)
         run = Run(spec, plan, target, samples, Cache(output, fresh), display)
         interrupted = run.everything()

@@ -55,10 +55,11 @@ def file_sha256(path: Path) -> str:
 
 
 @contextmanager
-def owned(directory: Path) -> Iterator[None]:
+def owned(directory: Path, *, wait: bool = False) -> Iterator[None]:
     """Makes the folder, sees that it takes files, and keeps other runs out of it until the block ends.
 
-    The lock is the operating system's: it goes with the process, however that ends.
+    The lock is the operating system's: it goes with the process, however that ends. With ``wait`` another run's
+    end is waited for.
 
     Raises:
         OutputError: when the folder cannot be written, or another run is using it.
@@ -71,7 +72,7 @@ def owned(directory: Path) -> Iterator[None]:
             f"the output folder {directory} cannot be written: {error.strerror or error}. {_advice(error)}"
         ) from error
     try:
-        _lock(handle, directory)
+        _lock(handle, directory, wait=wait)
         _note_owner(handle)
         _probe(directory)
         _remove_leftovers(directory)
@@ -80,16 +81,16 @@ def owned(directory: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _lock(handle: int, directory: Path) -> None:
+def _lock(handle: int, directory: Path, *, wait: bool) -> None:
     try:
         if sys.platform == "win32":
             import msvcrt
 
-            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+            msvcrt.locking(handle, msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
         else:
             import fcntl
 
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno not in _BUSY:
             return  # a file system without locks
