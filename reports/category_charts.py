@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
 
 from markupsafe import Markup
 
@@ -12,11 +14,15 @@ from .frames import BOTTOM, RIGHT, TOP, WIDTH, Frame, axis_labels, svg, vertical
 from .marks import SERIES, bounded, marker, points, px
 from .record import Chart, Line
 
+MOST_CATEGORIES = 40
+"""More are not drawn: those with the lowest values of the first series are."""
+
 _LABELS_WIDTH = 132
 
 
 def category_chart(chart: Chart, uid: str, colours: Sequence[int]) -> Markup:
     """A bar in each row for one series, dots with whiskers for several."""
+    chart = _lowest(chart) if len(chart.categories) > MOST_CATEGORIES else chart
     count = len(chart.lines)
     row = max(18.0, 8.0 * count + 10)
     bottom = TOP + row * len(chart.categories)
@@ -28,6 +34,22 @@ def category_chart(chart: Chart, uid: str, colours: Sequence[int]) -> Markup:
         top = TOP + 4 + (row - 8) / count * (place + 0.5)
         parts += _bars(line, index, top, row, frame) if count == 1 else _dots(line, index, top, row, frame)
     return svg(parts, chart, uid, bottom + BOTTOM)
+
+
+def _lowest(chart: Chart) -> Chart:
+    """The chart with its forty lowest categories, in their old order."""
+    values = dict(points(chart.lines[0])) if chart.lines else {}
+    kept = sorted(sorted(range(len(chart.categories)), key=lambda i: values.get(i, math.inf))[:MOST_CATEGORIES])
+    lines = tuple(_only(line, {float(old): float(new) for new, old in enumerate(kept)}) for line in chart.lines)
+    return chart.model_copy(update={"categories": tuple(chart.categories[i] for i in kept), "lines": lines})
+
+
+def _only(line: Line, places: Mapping[float, float]) -> Line:
+    """The line's points at the old places, moved to the new ones."""
+    rows = itertools.zip_longest(line.x, line.y, line.low, line.high)
+    kept = [(places[x], y, low, high) for x, y, low, high in rows if x in places]
+    x, y, low, high = zip(*kept, strict=True) if kept else ((), (), (), ())
+    return line.model_copy(update={"x": x, "y": y, "low": low, "high": high})
 
 
 def _category_labels(categories: Sequence[str], row: float) -> Iterator[Markup]:

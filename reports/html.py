@@ -16,6 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from . import writing
+from .category_charts import MOST_CATEGORIES
 from .chapters import Chapter, chapters, ordered_variants
 from .charts import chart_svg, legend_key
 from .comparison import trade_offs, variant_title
@@ -28,6 +29,7 @@ from .record import AuditRecord, Matrix
 from .tables import cell_texts, chart_table, confusions_table, is_numeric
 
 _LARGEST_MATRIX = 25
+_MOST_ROWS = 200
 
 
 def render_html(record: AuditRecord, directory: Path) -> str:
@@ -99,6 +101,8 @@ def _environment() -> Environment:
         "legend_key": legend_key,
         "matrix_image": _matrix_image,
         "matrix_is_large": lambda matrix: len(matrix.labels) > _LARGEST_MATRIX,
+        "most_categories": MOST_CATEGORIES,
+        "most_rows": _MOST_ROWS,
         "shades": shades,
         "verdict_sentence": writing.verdict_sentence,
         "verdict_word": writing.verdict_word,
@@ -130,7 +134,7 @@ def _value(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: writing.DASH}[value]
     if isinstance(value, int | float):
-        return f"{value:g}" if isinstance(value, float) else str(value)
+        return f"{value:.6g}" if isinstance(value, float) else str(value)
     if isinstance(value, list | tuple):
         return ", ".join(_value(part) for part in value)
     if isinstance(value, Mapping):

@@ -111,6 +111,15 @@ def test_category_bars_are_as_long_as_their_values() -> None:
     assert len(paths(bars, "whisker")) == 2
 
 
+def test_of_many_categories_the_lowest_are_drawn() -> None:
+    values = tuple(float(i % 50) for i in range(100))
+    line = Line(name="", x=tuple(range(100)), y=values, low=values, high=tuple(v + 1 for v in values))
+    many = chart(style="bar", categories=tuple(f"class {i}" for i in range(100)), lines=(line,))
+    labels = [e.text() for e in drawn(many).all("text") if e.text().startswith("class")]
+    assert labels == [f"class {i}" for i in (*range(20), *range(50, 70))]
+    assert len(drawn(many).all("rect")) == 40
+
+
 def test_long_curves_are_thinned_but_keep_their_ends() -> None:
     x = tuple(i / 20_000 for i in range(20_001))
     [path] = paths(chart(x_range=(0, 1), y_range=(0, 1), lines=(Line(name="", x=x, y=x),)), "line")

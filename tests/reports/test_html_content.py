@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from auditorch.reports.html import render_html
-from auditorch.reports.record import AuditRecord, Chart, Evidence, Gallery, Item, Matrix, Picture, Result
+from auditorch.reports.record import AuditRecord, Chart, Evidence, Gallery, Item, Matrix, Picture, Result, Table
 from auditorch.reports.writing import metric_text, number
 
 from .example import CLASSES, empty, example
@@ -257,6 +257,18 @@ def test_odd_numbers_do_not_break_charts(tmp_path: Path) -> None:
     drawn = [e.attributes.get("d", "") for e in tree.all("path")]
     assert drawn
     assert not any("nan" in d or "inf" in d for d in drawn)
+
+
+def test_long_tables_say_what_they_leave_out(tmp_path: Path) -> None:
+    table = Table(id="t", title="T", columns=("i",), rows=tuple((i,) for i in range(1500)))
+    result = Result(check="c", id="c", title="c", status="ok", figures=(table,))
+    tree = read_page(render_html(one_result(result), tmp_path))
+    assert "The first 200 of 1,500 rows; audit.json has all." in tree.text()
+    assert len(tree.all("tr")) < 210
+
+
+def test_page_is_the_same_from_the_record_on_disk(record: AuditRecord, folder: Path, page: str) -> None:
+    assert render_html(AuditRecord.model_validate_json(record.model_dump_json()), folder) == page
 
 
 def test_large_matrix_is_a_picture_with_its_largest_entries(tmp_path: Path) -> None:
