@@ -127,20 +127,19 @@ def add_peers(folder: Path) -> None:
 
 
 def pgd(steps: int) -> Callable[[], Iterator[Contestant]]:
-    """PGD with the step size ``2.5 * eps / steps`` and a random start, for everybody."""
+    """PGD from a random start; ours with falling steps, and with the constant ``2.5 * eps / steps`` of the others."""
 
     def size(problem: Problem) -> float:
         return 2.5 * problem.threat.eps / steps
 
     def contestants() -> Iterator[Contestant]:
         yield ours(PGD(steps=steps))
+        yield Contestant("auditorch, constant step", lambda p: ours(PGD(steps, size(p))).run(p))
         yield ours(PGD(steps=steps), channels_last=True)
         if peer("art"):
             yield Contestant("ART", lambda problem: _art_pgd(problem, steps, size(problem)))
         if lib := peer("torchattacks"):
-            yield batched(
-                "torchattacks", lambda problem, lib=lib: _torchattacks_pgd(lib, problem, steps, size(problem))
-            )
+            yield batched("torchattacks", lambda p, lib=lib: _torchattacks_pgd(lib, p, steps, size(p)))
         if lib := peer("foolbox"):
             yield batched("foolbox", lambda problem, lib=lib: _foolbox_pgd(lib, problem, steps, size(problem)))
         if lib := peer("adv_lib.attacks"):
@@ -161,9 +160,7 @@ def apgd(steps: int) -> Callable[[], Iterator[Contestant]]:
         if lib := peer("adv_lib.attacks"):
             yield batched("adv-lib", lambda problem, lib=lib: _adv_lib_apgd(lib, problem, steps))
         if lib := peer("autoattack.autopgd_base"):
-            yield batched(
-                "AutoAttack reference", lambda problem, lib=lib: _reference_apgd(lib.APGDAttack, problem, steps)
-            )
+            yield batched("AutoAttack reference", lambda p, lib=lib: _reference_apgd(lib.APGDAttack, p, steps))
 
     return contestants
 

@@ -27,8 +27,9 @@ class PGD:
 
     Args:
         steps: gradient steps, >= 1.
-        step_size: length of a step in the threat's norm, in input units; None: ``2.5 * eps / steps``, so that the
-            walk can cross the ball, and for l1 ``eps`` shrinking linearly to a tenth.
+        step_size: length of every step in the threat's norm, in input units. None: ``10 * eps / steps`` (at most
+            ``2 * eps``) falling linearly towards 0, for l1 ``eps`` falling to a tenth. Against a trained CNN that was
+            stronger than the customary constant ``2.5 * eps / steps``, and fooled most samples sooner.
         restarts: independent runs on the samples not yet fooled; needs ``random_start``.
         random_start: begin at a random point of the ball instead of at ``x``.
         loss: ``ce``, ``margin`` or ``dlr``.
@@ -104,11 +105,18 @@ class PGD:
 
     def _step(self, ball: Ball, point: Tensor, gradient: Tensor, step: int) -> Tensor:
         """The next point; changes ``point`` in place."""
-        eps, norm = ball.threat.eps, ball.threat.norm
-        if norm != "l1":
-            size = self.step_size or 2.5 * eps / self.steps
-            free = movable(gradient, point, ball.threat.bounds) if norm == "l2" else gradient
-            return ball.project(point.add_(unit(free, norm), alpha=size))
-        progress = step / max(self.steps - 1, 1)
-        size = self.step_size or eps * (1 - 0.9 * progress)
-        return ball.project(point.add_(sparse_step(ball, point, gradient, progress), alpha=size))
+        norm, size = ball.threat.norm, self._size(ball.threat, step)
+        if norm == "l1":
+            direction = sparse_step(ball, point, gradient, step / max(self.steps - 1, 1))
+        elif norm == "l2":
+            direction = unit(movable(gradient, point, ball.threat.bounds), norm)
+        else:
+            direction = unit(gradient, norm)
+        return ball.project(point.add_(direction, alpha=size))
+
+    def _size(self, threat: Threat, step: int) -> float:
+        if self.step_size is not None:
+            return self.step_size
+        if threat.norm == "l1":
+            return threat.eps * (1 - 0.9 * step / max(self.steps - 1, 1))
+        return threat.eps * min(10 / self.steps, 2) * (1 - step / self.steps)
