@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...attacks.statistics import bootstrap_sums, percentile_interval
 from ...reports.record import Metric
-from .methods import LABELS, Method
+from .methods import LABELS, METHODS, Method
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +87,20 @@ GAINS: dict[str, tuple[str, str, str]] = {
 
 
 def descriptions() -> dict[str, str]:
-    """Metric names with METHOD in place of the method, and what they mean."""
-    result = {}
+    """What each metric of each method means, by name; a gate that names another is a spelling mistake."""
+    return {name: meaning for method in METHODS for name, meaning in _described(method)}
+
+
+def _described(method: Method) -> Iterator[tuple[str, str]]:
     for name, score in SCORES.items():
-        result[f"METHOD_{name}"] = score.meaning
-        if name != "completeness_gap":
-            result[f"METHOD_{name}_random"] = f"The random control's value of METHOD_{name}."
-    return result | {f"METHOD_{name}": f"{meaning} Above 0 is better." for name, (_, _, meaning) in GAINS.items()}
+        if name == "completeness_gap":
+            if method == "integrated_gradients":
+                yield f"{method}_{name}", score.meaning
+            continue
+        yield f"{method}_{name}", f"{LABELS[method]}: {score.meaning}"
+        yield f"{method}_{name}_random", f"The random control's value of {method}_{name}."
+    for name, (_, _, meaning) in GAINS.items():
+        yield f"{method}_{name}", f"{LABELS[method]}: {meaning} Above 0 is better."
 
 
 def metrics_of(method: Method, own: Mapping[str, Tensor], control: Mapping[str, Tensor], seed: int) -> Iterator[Metric]:
