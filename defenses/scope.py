@@ -77,10 +77,11 @@ def training_scope(module: nn.Module, scope: Scope) -> Iterator[list[nn.Paramete
     parameters = [parameter for part in parts for parameter in part.parameters() if flags[parameter] or scope != "all"]
     try:
         module.eval().requires_grad_(False)
-        for part in parts:
-            part.train()
         for parameter in parameters:
             parameter.requires_grad_(True)
+        for layer in (layer for part in parts for layer in part.modules()):
+            own = list(layer.parameters(recurse=False))
+            layer.training = not own or any(parameter.requires_grad for parameter in own)
         yield parameters
     finally:
         for layer, mode in modes.items():
