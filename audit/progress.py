@@ -149,7 +149,7 @@ class Lines(Display):
 
     def plan(self, steps: Sequence[Step]) -> None:
         self._forecast.plan(steps)
-        self._total = len(steps)
+        self._total, self._number = len(steps), 0
 
     def begin(self, step: Step) -> None:
         self._forecast.begin(step)
@@ -212,6 +212,8 @@ class RichBars(Display):
 
     def plan(self, steps: Sequence[Step]) -> None:
         self._forecast.plan(steps)
+        if self._run is not None:  # a second plan on the same display follows the first
+            self._bars.remove_task(self._run)
         self._run = self._bars.add_task("audit", total=len(steps), left="")
         self._bars.start()
 

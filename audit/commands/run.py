@@ -47,6 +47,7 @@ def run(
     from ..progress import display_for
     from ..runner import run_audit
     from ..spec import load_spec
+    from ..verdict import exit_code
 
     read = load_spec(spec, [*as_overrides(limit, seed), *overrides])
     with results_only_on_stdout():
@@ -59,7 +60,8 @@ def run(
             skip=skip,
             display=display_for(sys.stderr, quiet=quiet),
         )
-    finish(ctx, record, output, as_json=as_json, quiet=quiet)
+    show_record(record, output, as_json=as_json, quiet=quiet)
+    ctx.exit(exit_code(record))
 
 
 def as_overrides(limit: int | None, seed: int | None) -> list[str]:
@@ -68,16 +70,15 @@ def as_overrides(limit: int | None, seed: int | None) -> list[str]:
     return [f"{key}={value}" for key, value in given.items() if value is not None]
 
 
-def finish(ctx: click.Context, record: AuditRecord, output: Path, *, as_json: bool, quiet: bool) -> None:
-    """Prints the verdict, or the record, and ends with the exit code that the verdict means."""
-    from ..verdict import exit_code, verdict_table
+def show_record(record: AuditRecord, output: Path, *, as_json: bool, quiet: bool) -> None:
+    """Prints the verdict and where the report lies, or the record."""
+    from ..verdict import verdict_table
 
     if as_json:
         click.echo(record.model_dump_json(indent=2))
     elif not quiet:
         click.echo(verdict_table(record))
         click.echo(f"\nReport: {output / 'report.html'}")
-    ctx.exit(exit_code(record))
 
 
 @contextlib.contextmanager
