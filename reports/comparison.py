@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from .record import AuditRecord, Chart, Line, Metric, Result, VariantRecord
@@ -115,6 +115,8 @@ def _trade_off(record: AuditRecord, variants: Sequence[VariantRecord], check: st
         style="scatter",
         x_label="clean accuracy (%)",
         y_label="robust accuracy (%)",
+        x_range=_roomy(v for _, line in points for v in (*line.x, *line.x_low, *line.x_high)),
+        y_range=_roomy(v for _, line in points for v in (*line.y, *line.low, *line.high)),
         lines=tuple(line for _, line in points),
     )
     return Shown(chart, tuple(place for place, _ in points))
@@ -179,6 +181,14 @@ def _span(charts: Sequence[tuple[int, str, Chart]], field: str) -> tuple[float, 
     if any(given is None for given in ranges):
         return None
     return min(min(given) for given in ranges), max(max(given) for given in ranges)
+
+
+def _roomy(percents: Iterable[float | None]) -> tuple[float, float]:
+    """A range with a fifth of air around the values, for labels; zero and a hundred are its ends where near."""
+    known = [value for value in percents if value is not None and math.isfinite(value)]
+    low, high = min(known, default=0.0), max(known, default=100.0)
+    air = max(0.2 * (high - low), 2.0)
+    return max(low - air, -air / 2), min(high + air, 100 + air / 2)
 
 
 def _percent(rate: float | None) -> float | None:

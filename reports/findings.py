@@ -42,6 +42,14 @@ def worst(found: list[FoundOn], most: int = 3, base: str = "") -> list[FoundOn]:
     return list(once.values())[:most]
 
 
+def together(found: list[FoundOn]) -> list[list[FoundOn]]:
+    """Findings of one check that share severity and title (on several variants, numbers differing) side by side."""
+    groups: dict[tuple[str, str, str], list[FoundOn]] = {}
+    for entry in found:
+        groups.setdefault((entry.check, entry.finding.severity, entry.finding.title), []).append(entry)
+    return list(groups.values())
+
+
 def limits(record: AuditRecord) -> list[str]:
     """What was not examined: the audit's own list, then each check's, each once."""
     own = [text for variant in record.variants for result in variant.results for text in result.not_covered]

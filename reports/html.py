@@ -21,7 +21,7 @@ from .chapters import Chapter, chapters, ordered_variants
 from .charts import chart_svg, legend_key
 from .comparison import trade_offs, variant_title
 from .escaping import Anchors, shorten, visible
-from .findings import SEVERITIES, collect, limits, worst
+from .findings import collect, limits, together, worst
 from .gates import gate_rows
 from .matrices import matrix_picture, shades
 from .pictures import data_uri, png
@@ -49,7 +49,6 @@ def render_html(record: AuditRecord, directory: Path) -> str:
             check_anchors=_check_anchors(parts),
             gates=gate_rows(record),
             findings=found,
-            severities=SEVERITIES,
             worst=worst(found, base=variants[0].id if variants else ""),
             limits=limits(record),
             variants=variants,
@@ -104,6 +103,7 @@ def _environment() -> Environment:
         "most_categories": MOST_CATEGORIES,
         "most_rows": _MOST_ROWS,
         "shades": shades,
+        "together": together,
         "verdict_sentence": writing.verdict_sentence,
         "verdict_word": writing.verdict_word,
     }

@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from .escaping import shorten, visible
 from .frames import WIDTH, Frame
-from .marks import SERIES, bounded, points, px
+from .marks import SERIES, Point, bounded, points, px
 from .record import Chart, Line
 
 _Box = tuple[float, float, float, float]
@@ -23,7 +23,7 @@ def point_labels(chart: Chart, colours: Sequence[int], frame: Frame) -> list[Mar
     for index, line in zip(colours, chart.lines, strict=True):
         for x, y in points(line):
             name = visible(shorten(line.name, 22))
-            box = _free_box(frame.x(x), frame.y(y), 6.6 * len(name), taken, frame)
+            box = _free_box(list(_places(line, (frame.x(x), frame.y(y)), 6.6 * len(name), frame)), taken, frame)
             taken.append(box)
             label = Markup('<text class="point s{}" x="{}" y="{}">{}</text>')
             labels.append(label.format(index % SERIES, px(box[0]), px(box[3] - 3), name))
@@ -40,11 +40,26 @@ def _mark_boxes(line: Line, frame: Frame) -> Iterator[_Box]:
         yield frame.x(low), frame.y(y) - 2, frame.x(high), frame.y(y) + 2
 
 
-def _free_box(x: float, y: float, width: float, taken: list[_Box], frame: Frame) -> _Box:
-    """The first place near a point, above or below its whiskers, that is free and inside the plot."""
-    lefts = (x + 7, x - 7 - width, x - width / 2)
-    tops = [y + sign * 13 * reach - 7 for reach in range(1, 6) for sign in (-1, 1)]
-    places = [(left, top, left + width, top + 14) for top in tops for left in lefts]
+def _places(line: Line, point: Point, width: float, frame: Frame) -> Iterator[_Box]:
+    """Where a label may stand, best first: beside the point above its whiskers, at their ends, then further off."""
+    x, y = point
+    left = min([x - 6, *(frame.x(low) for _, low, _ in bounded(line.y, line.x_low, line.x_high))]) - 4 - width
+    right = max([x + 6, *(frame.x(high) for *_, high in bounded(line.y, line.x_low, line.x_high))]) + 4
+    near = [
+        (x + 6, y - 18),
+        (right, y - 7),
+        (left, y - 7),
+        (x - 6 - width, y - 18),
+        (x + 6, y + 5),
+        (x - 6 - width, y + 5),
+    ]
+    far = [(start, y + sign * 13 * reach - 7) for reach in range(2, 6) for sign in (-1, 1) for start in (x + 6, left)]
+    for start, top in (*near, *far):
+        yield start, top, start + width, top + 13
+
+
+def _free_box(places: list[_Box], taken: list[_Box], frame: Frame) -> _Box:
+    """The first place that is inside the plot and covers nothing; the first inside when none is free."""
     inside = [b for b in places if b[0] >= frame.left and b[2] <= WIDTH and b[1] >= 0 and b[3] <= frame.bottom]
     return next((b for b in inside if not any(_overlap(b, other) for other in taken)), (inside or places)[0])
 

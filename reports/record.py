@@ -113,7 +113,11 @@ class Matrix(Part):
 
 
 class Picture(Part):
-    """One picture of a gallery item: a tensor of an evidence file and how to draw it."""
+    """One picture of a gallery item: a tensor of an evidence file and how to draw it.
+
+    Images are taken as 0..1 and stretched, with a note, when they leave it. A heat map lies over the nearest image
+    before it in the gallery.
+    """
 
     tensor: str = Field(description="Key in the gallery's evidence file, shape (n, c, h, w) or (n, h, w).")
     title: str

@@ -143,6 +143,22 @@ def test_overlay_declines_what_would_be_unreadable() -> None:
     assert overlay([(0, "Base", chart(lines=(line,))), (1, "DP", chart(style="step", lines=(line,)))]) is None
 
 
+def test_point_labels_cover_neither_marks_nor_each_other() -> None:
+    lines = tuple(
+        Line(name=f"variant {i}", x=(80 + i,), y=(10 + i / 4,), low=(9,), high=(12,), x_low=(78 + i,), x_high=(82 + i,))
+        for i in range(4)
+    )
+    crowd = drawn(chart(style="scatter", x_range=(70, 95), y_range=(0, 60), lines=lines))
+    labels = [e for e in crowd.all("text") if "point" in e.attributes["class"]]
+    boxes = [
+        (float(e.attributes["x"]), float(e.attributes["y"]) - 10, float(e.attributes["x"]) + 6.6 * len(e.text()))
+        for e in labels
+    ]
+    assert len(boxes) == 4
+    apart = [a[2] <= b[0] or b[2] <= a[0] or abs(a[1] - b[1]) >= 13 for a in boxes for b in boxes if a is not b]
+    assert all(apart)
+
+
 def test_table_equivalent_has_the_numbers() -> None:
     line = Line(name="a", x=(0, 1), y=(0.5, None), low=(0.4, None), high=(0.6, None))
     table = chart_table(chart(lines=(line, Line(name="b", x=(0, 1), y=(1, 2)))))

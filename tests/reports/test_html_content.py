@@ -68,6 +68,14 @@ def test_worst_findings_are_told_once_and_worst_first(tree: Element) -> None:
     assert sum("Imperceptible changes" in item for item in items) == 1
 
 
+def test_findings_of_several_variants_stand_together(tree: Element) -> None:
+    heads = [e.text() for e in classed(classed(tree, "chapter")[-4], "head")]
+    assert [head.split()[0] for head in heads] == ["critical", "medium", "low", "info"]
+    [critical] = [e for e in classed(tree, "chapter")[-4].all("li") if "critical" in e.text()]
+    assert critical.text().count("Robust accuracy at 8/255") == 4
+    assert critical.text().count("Train on adversarial examples") == 1
+
+
 def test_chapters_are_questions_in_order(tree: Element) -> None:
     heads = [e.text() for e in tree.all("h2")]
     asked = [head for head in heads if head.endswith("?")]
