@@ -22,7 +22,11 @@ BUILTIN: dict[Kind, dict[str, str]] = {
     "attacks": {
         "fgsm": "attacks.evasion.fgsm:FGSM",
         "pgd": "attacks.evasion.pgd:PGD",
+        "auto": "attacks.evasion.auto:Auto",
+        "square": "attacks.evasion.square:Square",
+        "mifgsm": "attacks.evasion.mifgsm:MIFGSM",
         "apgd": "attacks.evasion.apgd:APGD",
+        "apgd_t": "attacks.evasion.apgd:APGDT",
         "hopskipjump_art": "attacks.evasion.art_adapter:HopSkipJumpART",
     },
     "defenses": {
