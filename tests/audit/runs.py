@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
@@ -71,7 +71,7 @@ class Draws(Check):
     name: ClassVar[str] = "draws"
     title: ClassVar[str] = "Draws"
     question: ClassVar[str] = "What is drawn?"
-    metrics: ClassVar[dict[str, str]] = {"share": "A number that depends on the seed."}
+    metrics: ClassVar[Mapping[str, str]] = {"share": "A number that depends on the seed."}
 
     log: str = ""
     scale: float = 1.0

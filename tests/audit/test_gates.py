@@ -138,7 +138,8 @@ def test_what_cannot_be_judged_is_an_error(expression: str, metric: Metric, reas
 
 
 def test_a_check_that_did_not_finish_is_an_error_with_its_reason() -> None:
-    for status, word in (("error", "did not finish: boom"), ("skipped", "was skipped: boom")):
+    words: dict[Status, str] = {"error": "did not finish: boom", "skipped": "was skipped: boom"}
+    for status, word in words.items():
         gate = evaluate_gate(parse_gate("c.share >= 0"), variants(status=status, error="boom"))
         assert gate.verdict == "error"
         assert word in gate.reason

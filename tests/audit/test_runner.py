@@ -343,8 +343,8 @@ def test_only_and_skip_narrow_a_run(tmp_path: Path) -> None:
         gates=("a.share >= 0", "b.share >= 0", "v:a.share >= 0"),
     )
 
-    def done(**narrow: tuple[str, ...]) -> tuple[dict[str, list[str]], list[str]]:
-        record = run_audit(spec, tmp_path / "out", **narrow)
+    def done(only: tuple[str, ...] = (), skip: tuple[str, ...] = ()) -> tuple[dict[str, list[str]], list[str]]:
+        record = run_audit(spec, tmp_path / "out", only=only, skip=skip)
         return {v.id: [r.id for r in v.results] for v in record.variants}, [gate.expression for gate in record.gates]
 
     assert done(only=("a",))[0] == {"base": ["a"], "v": ["a"], "w": ["a"]}
