@@ -38,9 +38,9 @@ def cell_texts(table: Table) -> list[list[str]]:
 def confusions_table(matrix: Matrix, most: int = 30) -> Table:
     """The largest cells off the diagonal, for matrices too large to print."""
     cells = [
-        (value, matrix.labels[i], matrix.labels[j])
-        for i, row in enumerate(matrix.values)
-        for j, value in enumerate(row)
+        (value, row_name, column_name)
+        for i, (row_name, row) in enumerate(zip(matrix.labels, matrix.values, strict=False))
+        for j, (column_name, value) in enumerate(zip(matrix.labels, row, strict=False))
         if i != j and math.isfinite(value) and value
     ]
     cells.sort(key=lambda cell: -cell[0])

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from auditorch.reports.html import render_html
-from auditorch.reports.record import AuditRecord, Chart, Evidence, Gallery, Item, Matrix, Picture, Result, Table
+from auditorch.reports.record import AuditRecord, Chart, Evidence, Gallery, Item, Line, Matrix, Picture, Result, Table
 from auditorch.reports.writing import metric_text, number
 
 from .example import CLASSES, empty, example
@@ -277,6 +277,21 @@ def test_long_tables_say_what_they_leave_out(tmp_path: Path) -> None:
 
 def test_page_is_the_same_from_the_record_on_disk(record: AuditRecord, folder: Path, page: str) -> None:
     assert render_html(AuditRecord.model_validate_json(record.model_dump_json()), folder) == page
+
+
+@pytest.mark.parametrize("labels", [(), ("a",), ("a", "b", "c"), tuple(f"l{i}" for i in range(30))])
+def test_ragged_figures_render(labels: tuple[str, ...], tmp_path: Path) -> None:
+    figures = (
+        Matrix(id="m", title="M", row_label="r", column_label="c", labels=labels, values=((1, -2), (float("nan"),))),
+        Matrix(id="n", title="N", row_label="r", column_label="c", labels=labels, values=()),
+        Table(id="t", title="T", columns=labels, rows=((1, None), ("x",), ())),
+        Chart(id="c", title="C", style="bar", x_label="x", y_label="y", categories=labels,
+              lines=(Line(name="a", x=(0, 7, 2), y=(1,), low=(0, 0)), Line(name="b", x=(1.5,), y=(1,)))),
+    )  # fmt: skip
+    result = Result(check="c", id="c", title="", status="ok", figures=figures)
+    tree = read_page(render_html(one_result(result), tmp_path))
+    assert {"M", "N", "C"} <= {e.text().strip() for e in tree.all()}
+    assert "T (3 rows)" in tree.text() or "T" in [e.text() for e in tree.all("caption")]
 
 
 def test_large_matrix_is_a_picture_with_its_largest_entries(tmp_path: Path) -> None:
