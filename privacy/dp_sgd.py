@@ -275,12 +275,12 @@ class _Run:
         logits = self.hooked(x)
         loss = cross_entropy(logits, y, reduction="sum")
         loss.backward()
-        self.clipped += int((self._gradient_norms() > self.config.max_grad_norm).sum())
+        self.clipped += int((self._gradient_norms(len(part)) > self.config.max_grad_norm).sum())
         self.drawn += len(part)
         correct = (logits.argmax(1) == y).sum()
         self.totals += torch.stack([loss.detach().double(), correct.double(), x.new_tensor(len(x)).double()]).cpu()
 
-    def _gradient_norms(self) -> Tensor:
+    def _gradient_norms(self, b: int) -> Tensor:
         """l2 norm ``(b,)`` of each record's gradient over all parameters."""
         gradients: list[Tensor] = []
         for name, parameter in self.module.named_parameters():
@@ -290,6 +290,11 @@ class _Run:
                     raise UnsupportedError(
                         f"{name} gives no gradient per record: it takes no part in the output, or its layer is unknown "
                         "to Opacus; freeze it or use a supported layer"
+                    )
+                if len(gradient) != b:
+                    raise UnsupportedError(
+                        f"{name} gives {len(gradient)} gradients for {b} records: its layer must get the batch in its "
+                        "first dimension, once per record"
                     )
                 gradients.append(gradient)
         return torch.stack([gradient.reshape(len(gradient), -1).norm(dim=1) for gradient in gradients]).norm(dim=0)

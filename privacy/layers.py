@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import warnings
 
 import torch
 from opacus.validators import ModuleValidator
@@ -13,6 +12,7 @@ from torch import nn
 from ..attacks.errors import UnsupportedError
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+_RECURRENT = (nn.LSTM, nn.GRU, nn.RNN)
 
 
 def private_structure(module: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
@@ -20,45 +20,55 @@ def private_structure(module: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
 
     BatchNorm normalises each sample by the statistics of its batch, so no sample's gradient can be bounded by itself:
     it becomes GroupNorm (arXiv 1803.08494) with its learned scale and shift. Activations that work in place, which
-    spoil the hooks for per-sample gradients, work out of place. Attention and recurrent layers become Opacus' own.
+    spoil the hooks for per-sample gradients, work out of place. Recurrent layers become Opacus' own.
     A BatchNorm that is frozen (no parameter takes gradients) is a constant and stays.
 
     Raises:
         UnsupportedError: naming the layers that cannot be replaced.
     """
     module = copy.deepcopy(module)
-    replaced = _replace_batch_norms(module)
-    notes = [_batch_norm_note(replaced)] if replaced else []
+    notes = []
+    batch_norms = [name for name, layer in module.named_modules() if _mixes_batch(layer)]
+    for name in batch_norms:
+        _replace(module, name, _group_norm(module.get_submodule(name)))
+    if batch_norms:
+        notes.append(_batch_norm_note(batch_norms))
+    for name, layer in list(module.named_modules()):
+        if isinstance(layer, _RECURRENT) and _takes_gradients(layer):
+            if not layer.batch_first:
+                raise UnsupportedError(
+                    f"DP-SGD cannot train {name or type(layer).__name__}: with the batch in its second dimension "
+                    "gradients cannot be told apart by record; build it with batch_first=True"
+                )
+            _replace(module, name, ModuleValidator.FIXERS[type(layer)](layer))
+            notes.append(f"{name}: {type(layer).__name__} became Opacus' own, with the same weights.")
     for layer in module.modules():
         if getattr(layer, "inplace", False) is True:
             layer.__dict__["inplace"] = False
-    before = {name: type(layer).__name__ for name, layer in module.named_modules()}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        module = ModuleValidator.fix(module)
-    for name, layer in module.named_modules():
-        if name in before and type(layer).__name__ != before[name]:
-            notes.append(f"{name}: {before[name]} was replaced by {type(layer).__name__}, with freshly drawn weights.")
     _refuse_unsupported(module)
     return module, tuple(notes)
 
 
-def _replace_batch_norms(module: nn.Module) -> list[str]:
-    names = [name for name, layer in module.named_modules() if _mixes_batch(layer)]
-    for name in names:
-        if not name:
-            raise UnsupportedError("the model is a single BatchNorm layer: there is nothing to train privately")
-        parent, _, child = name.rpartition(".")
-        layer = module.get_submodule(name)
-        setattr(module.get_submodule(parent), child, _group_norm(layer))
-    return names
+def _replace(module: nn.Module, name: str, layer: nn.Module) -> None:
+    if not name:
+        raise UnsupportedError(f"the model is a single {type(module).__name__}: wrap it in a module with other layers")
+    parent, _, child = name.rpartition(".")
+    old = module.get_submodule(name)
+    setattr(module.get_submodule(parent), child, layer.to(_device(old)).train(old.training))
+
+
+def _device(layer: nn.Module) -> torch.device:
+    return next((tensor.device for tensor in layer.state_dict().values()), torch.device("cpu"))
+
+
+def _takes_gradients(layer: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in layer.parameters())
 
 
 def _mixes_batch(layer: nn.Module) -> bool:
     if not isinstance(layer, _BATCH_NORMS):
         return False
-    parameters = list(layer.parameters())
-    return not parameters or any(parameter.requires_grad for parameter in parameters)
+    return not list(layer.parameters()) or _takes_gradients(layer)
 
 
 def _group_norm(layer: nn.Module) -> nn.GroupNorm:
@@ -69,8 +79,7 @@ def _group_norm(layer: nn.Module) -> nn.GroupNorm:
         with torch.no_grad():
             norm.weight.copy_(layer.weight)
             norm.bias.copy_(layer.bias)
-        norm.to(layer.weight.device, layer.weight.dtype)
-    return norm.train(layer.training)
+    return norm
 
 
 def _batch_norm_note(names: list[str]) -> str:
@@ -85,6 +94,13 @@ def _refuse_unsupported(module: nn.Module) -> None:
     training = module.training
     errors = ModuleValidator.validate(module.train(), strict=False)
     module.train(training)
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.MultiheadAttention) and _takes_gradients(layer):
+            # Opacus' replacement computes something else for batch_first=True (1.6.0), and mixes records otherwise.
+            raise UnsupportedError(
+                f"DP-SGD cannot train {name or 'the model'}: MultiheadAttention has no sound replacement; freeze it, or "
+                "build attention from Linear layers"
+            )
     if errors:
         raise UnsupportedError(f"DP-SGD cannot train this model: {'; '.join(str(error) for error in errors)}")
     for name, layer in module.named_modules():

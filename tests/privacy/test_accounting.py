@@ -1,0 +1,119 @@
+import math
+
+import pytest
+from auditorch.attacks.errors import UnsupportedError
+from auditorch.privacy import accounting
+from auditorch.privacy.accounting import default_delta, epsilon, noise_for, prv_epsilon, rdp_epsilon
+from scipy.optimize import brentq
+from scipy.stats import norm
+
+GDP = {(1.1, 256 / 60000, 14040): 2.32, (0.8, 0.01, 2000): 3.72, (0.5, 0.001, 10000): 3.06}
+"""What the central-limit account claims: too little."""
+
+
+def gaussian_epsilon(sigma: float, delta: float) -> float:
+    """Exact epsilon of one Gaussian mechanism of sensitivity 1 (Balle & Wang, arXiv 1805.06530)."""
+
+    def excess(eps: float) -> float:
+        return float(norm.cdf(0.5 / sigma - eps * sigma) - math.exp(eps) * norm.cdf(-0.5 / sigma - eps * sigma)) - delta
+
+    return float(brentq(excess, 0, 100))  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    ("mechanism", "prv", "pld", "rdp"),
+    [
+        ((1.1, 256 / 60000, 14040), 2.39, 2.38, 2.59),
+        ((0.8, 0.01, 2000), 4.30, 4.29, 4.86),
+        ((0.5, 0.001, 10000), 5.24, 5.23, 6.42),
+    ],
+)
+def test_known_budgets(mechanism: tuple[float, float, int], prv: float, pld: float, rdp: float) -> None:
+    budget = epsilon(*mechanism, delta=1e-5)
+    assert budget.accountant == "prv"
+    assert budget.epsilon == budget.prv == pytest.approx(prv, rel=0.005)
+    assert budget.pld == pytest.approx(pld, rel=0.005)
+    assert budget.rdp == pytest.approx(rdp, rel=0.005)
+    assert budget.rdp > max(budget.epsilon, budget.pld or math.inf)
+    assert budget.epsilon > GDP[mechanism] * 1.02
+    assert budget.warnings == ()
+
+
+@pytest.mark.parametrize(("sigma", "steps"), [(4.0, 1), (1.5, 4), (10.0, 3)])
+def test_full_batches_are_one_gaussian_mechanism(sigma: float, steps: int) -> None:
+    exact = gaussian_epsilon(sigma / math.sqrt(steps), 1e-5)
+    budget = epsilon(sigma, 1.0, steps, 1e-5)
+    for value in (budget.prv, budget.pld):
+        assert value is not None
+        assert exact * 0.9999 <= value <= exact * 1.006
+    assert budget.rdp >= exact
+
+
+def test_more_noise_fewer_steps_smaller_batches_cost_less() -> None:
+    base = prv_epsilon(1.0, 0.05, 80, 1e-5)
+    assert prv_epsilon(1.2, 0.05, 80, 1e-5) < base
+    assert prv_epsilon(1.0, 0.04, 80, 1e-5) < base
+    assert prv_epsilon(1.0, 0.05, 60, 1e-5) < base
+    assert prv_epsilon(1.0, 0.05, 80, 1e-6) > base
+
+
+def test_rdp_stands_in_when_prv_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(*_: float) -> float:
+        raise MemoryError
+
+    monkeypatch.setattr(accounting, "prv_epsilon", exhausted)
+    budget = epsilon(1.0, 0.05, 100, 1e-5)
+    assert (budget.accountant, budget.prv) == ("rdp", None)
+    assert budget.epsilon == budget.rdp == rdp_epsilon(1.0, 0.05, 100, 1e-5)
+    assert "RDP's" in budget.warnings[0]
+    noise = noise_for(3.0, 0.05, 100, 1e-5)
+    assert 2.9 < rdp_epsilon(noise, 0.05, 100, 1e-5) <= 3.0
+
+
+def test_too_fine_a_grid_is_refused_before_it_is_allocated() -> None:
+    with pytest.raises(UnsupportedError, match="too fine"):
+        prv_epsilon(0.02, 0.01, 10**6, 1e-5)
+
+
+@pytest.mark.parametrize(("factor", "accountant"), [(1.03, "pld"), (0.97, "prv"), (1.005, "prv")])
+def test_the_larger_is_reported_when_accountants_disagree(
+    monkeypatch: pytest.MonkeyPatch, factor: float, accountant: str
+) -> None:
+    prv = prv_epsilon(1.0, 0.05, 50, 1e-5)
+    monkeypatch.setattr(accounting, "pld_epsilon", lambda *_: prv * factor)
+    budget = epsilon(1.0, 0.05, 50, 1e-5)
+    assert budget.accountant == accountant
+    assert budget.epsilon == pytest.approx(prv * (factor if accountant == "pld" else 1))
+    assert ("differ by more than 1 %" in " ".join(budget.warnings)) == (abs(factor - 1) > 0.01)
+
+
+@pytest.mark.parametrize(("target", "rate", "steps"), [(1.0, 0.05, 60), (0.3, 1.0, 5)])
+def test_noise_for_spends_the_target_and_no_more(target: float, rate: float, steps: int) -> None:
+    spent = prv_epsilon(noise_for(target, rate, steps, 1e-5), rate, steps, 1e-5)
+    assert 0.99 * target < spent <= target
+
+
+def test_no_steps_cost_nothing_and_no_noise_protects_nothing() -> None:
+    assert epsilon(1.0, 0.1, 0, 1e-5).epsilon == 0
+    assert epsilon(0.0, 0.1, 10, 1e-5).epsilon == math.inf
+
+
+def test_default_delta_is_below_one_over_n() -> None:
+    assert default_delta(6000) == pytest.approx(6000**-1.1)
+    assert default_delta(6000) < 1 / 6000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((1.0, 0.0, 1, 1e-5), "sample rate is 0"),
+        ((1.0, 1.5, 1, 1e-5), "sample rate is 1.5"),
+        ((1.0, 0.5, 1, 0.0), "delta is 0"),
+        ((-1.0, 0.5, 1, 1e-5), "noise multiplier is -1"),
+    ],
+)
+def test_bad_arguments(arguments: tuple[float, float, int, float], message: str) -> None:
+    with pytest.raises(UnsupportedError, match=message):
+        epsilon(*arguments)
+    with pytest.raises(UnsupportedError, match="epsilon is 0"):
+        noise_for(0.0, 0.5, 1, 1e-5)
