@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import SpecError
+from .yaml_lines import parse_yaml
+
+_PLAIN = re.compile(r"[\w./-]+(\.py:\w+)?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,5 +100,6 @@ def _relative(path: str, folder: Path) -> str:
 
 def _text(value: str) -> str:
     """Plain where YAML reads it as it stands, quoted otherwise."""
-    plain = value and value[0].isalpha() and all(char.isalnum() or char in "._-/" for char in value.replace(".py:", ""))
-    return value if plain and value.lower() not in ("null", "true", "false") else json.dumps(value)
+    if _PLAIN.fullmatch(value) and parse_yaml(value).value == value:
+        return value
+    return json.dumps(value)

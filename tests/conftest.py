@@ -1,0 +1,3 @@
+"""Plugins of pytest that tests of the pytest plugin need."""
+
+pytest_plugins = ["pytester"]
