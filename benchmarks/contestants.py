@@ -126,7 +126,7 @@ def add_peers(folder: Path) -> None:
                 sys.modules[f"{name}.{child}"] = MagicMock()
 
 
-def pgd(steps: int) -> Callable[[], Iterator[Contestant]]:
+def pgd(steps: int, norm: Norm) -> Callable[[], Iterator[Contestant]]:
     """PGD from a random start; ours with falling steps, and with the constant ``2.5 * eps / steps`` of the others."""
 
     def size(problem: Problem) -> float:
@@ -138,24 +138,24 @@ def pgd(steps: int) -> Callable[[], Iterator[Contestant]]:
         yield ours(PGD(steps=steps), channels_last=True)
         if peer("art"):
             yield Contestant("ART", lambda problem: _art_pgd(problem, steps, size(problem)))
-        if lib := peer("torchattacks"):
+        if norm != "l1" and (lib := peer("torchattacks")):
             yield batched("torchattacks", lambda p, lib=lib: _torchattacks_pgd(lib, p, steps, size(p)))
         if lib := peer("foolbox"):
             yield batched("foolbox", lambda problem, lib=lib: _foolbox_pgd(lib, problem, steps, size(problem)))
-        if lib := peer("adv_lib.attacks"):
+        if norm == "linf" and (lib := peer("adv_lib.attacks")):
             yield batched("adv-lib", lambda problem, lib=lib: _adv_lib_pgd(lib, problem, steps, size(problem)))
 
     return contestants
 
 
-def apgd(steps: int) -> Callable[[], Iterator[Contestant]]:
+def apgd(steps: int, norm: Norm) -> Callable[[], Iterator[Contestant]]:
     """APGD on cross-entropy, one run."""
 
     def contestants() -> Iterator[Contestant]:
         yield ours(APGD(steps=steps))
         if peer("art"):
             yield Contestant("ART", lambda problem: _art_apgd(problem, steps))
-        if lib := peer("torchattacks"):
+        if norm != "l1" and (lib := peer("torchattacks")):
             yield batched("torchattacks", lambda problem, lib=lib: _torchattacks_apgd(lib, problem, steps))
         if lib := peer("adv_lib.attacks"):
             yield batched("adv-lib", lambda problem, lib=lib: _adv_lib_apgd(lib, problem, steps))
@@ -182,12 +182,12 @@ def apgd_t(steps: int, targets: int) -> Callable[[], Iterator[Contestant]]:
 
 
 TASKS: dict[str, Task] = {
-    "pgd-linf": Task("PGD-40", "linf", 40, "forward+backward", pgd(40)),
-    "pgd-l2": Task("PGD-40", "l2", 40, "forward+backward", pgd(40)),
-    "pgd-l1": Task("PGD-40", "l1", 40, "forward+backward", pgd(40)),
-    "apgd-linf": Task("APGD-CE-100", "linf", 100, "forward+backward", apgd(100)),
-    "apgd-l2": Task("APGD-CE-100", "l2", 100, "forward+backward", apgd(100)),
-    "apgd-l1": Task("APGD-CE-100", "l1", 100, "forward+backward", apgd(100)),
+    "pgd-linf": Task("PGD-40", "linf", 40, "forward+backward", pgd(40, "linf")),
+    "pgd-l2": Task("PGD-40", "l2", 40, "forward+backward", pgd(40, "l2")),
+    "pgd-l1": Task("PGD-40", "l1", 40, "forward+backward", pgd(40, "l1")),
+    "apgd-linf": Task("APGD-CE-100", "linf", 100, "forward+backward", apgd(100, "linf")),
+    "apgd-l2": Task("APGD-CE-100", "l2", 100, "forward+backward", apgd(100, "l2")),
+    "apgd-l1": Task("APGD-CE-100", "l1", 100, "forward+backward", apgd(100, "l1")),
     "apgd-t-linf": Task("APGD-T-9x100", "linf", 900, "forward+backward", apgd_t(100, 9)),
 }
 
