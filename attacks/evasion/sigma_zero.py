@@ -1,0 +1,87 @@
+"""Sigma-zero: gradient descent on a smooth stand-in for the number of changed features."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..attack import Access, Model, Randomness
+from ..errors import UnsupportedError
+from ..losses import carlini_wagner, margin
+from ..search import fooled, forward, input_gradient
+from ..threat import Norm, Threat
+from .adam import Adam
+from .minimum_norm import Closest, column, cosine, over_attackable
+
+
+@dataclass(frozen=True, slots=True)
+class SigmaZero:
+    """https://arxiv.org/abs/2402.01879, l0.
+
+    Descends, by Adam as in the authors' code, on the margin plus ``sum d^2 / (d^2 + sigma)`` over the perturbation's
+    entries d, their number divided out. Entries below a threshold, which rises while the model is fooled and falls
+    while it is not, become zero. Of what was found, the smallest entries are undone by bisection at the end.
+
+    Args:
+        steps: gradient steps, >= 1.
+        sigma: how sharply the stand-in tells zero from nonzero; smaller is sharper.
+        step_size: largest change of an entry in the first step, as a share of the bounds' width; annealed to a
+            tenth.
+        threshold: of the first step, as a share of the bounds' width.
+        threshold_rate: change of the threshold in the first step.
+    """
+
+    steps: int = 300
+    sigma: float = 1e-3
+    step_size: float = 1.0
+    threshold: float = 0.3
+    threshold_rate: float = 0.01
+
+    norms: ClassVar[tuple[Norm, ...]] = ("l0",)
+    access: ClassVar[Access] = "gradients"
+    minimal: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or min(self.sigma, self.step_size, self.threshold_rate) <= 0 or self.threshold < 0:
+            raise UnsupportedError("SigmaZero needs steps >= 1, positive sigma, step_size and rate, and threshold >= 0")
+
+    def __call__(self, model: Model, x: Tensor, y: Tensor, threat: Threat, *, generator: Randomness = None) -> Tensor:
+        """The sparsest adversarial inputs found, shape of ``x``; see :class:`~auditorch.attacks.attack.Attack`."""
+        del generator  # nothing is random
+        return over_attackable(self, model, x, y, threat, lambda a, b, _: self._search(model, a, b, threat))
+
+    def _search(self, model: Model, x: Tensor, y: Tensor, threat: Threat) -> Tensor:
+        closest = Closest(x, threat)
+        low, high = threat.bounds
+        width = high - low
+        adam = Adam(x)
+        delta, threshold = torch.zeros_like(x), torch.full_like(closest.distance, self.threshold)
+        for step in range(self.steps):
+            point = x + delta
+            logits, _, gradient = input_gradient(model, point, lambda z: _shortfall(z, y, targeted=threat.targeted))
+            hit = fooled(logits, y, targeted=threat.targeted)
+            closest.record(point, hit)
+            rate = cosine(1.0, 0.1, step, self.steps)
+            gradient = _largest_one(gradient + self._sparsity_gradient(delta / width) / x[0].numel())
+            delta = (point - self.step_size * rate * width * adam.direction(gradient)).clamp_(low, high) - x
+            threshold = (threshold + self.threshold_rate * rate * torch.where(hit, 1.0, -1.0)).clamp(0, 1)
+            delta = torch.where(delta.abs() < column(threshold * width, x), 0.0, delta)
+        closest.record(x + delta, fooled(forward(model, x + delta), y, targeted=threat.targeted))
+        return closest.tighten(model, y)
+
+    def _sparsity_gradient(self, delta: Tensor) -> Tensor:
+        return 2 * self.sigma * delta / (delta.square() + self.sigma).square()
+
+
+def _shortfall(logits: Tensor, y: Tensor, *, targeted: bool) -> Tensor:
+    """How far the model is from being fooled, ``(n,)``, zero once it is."""
+    return margin(logits, y).clamp_min(0) if targeted else carlini_wagner(logits, y)
+
+
+def _largest_one(gradient: Tensor) -> Tensor:
+    """Each sample's gradient divided by its largest entry."""
+    size = gradient.abs().flatten(1).amax(1).clamp_min(torch.finfo(gradient.dtype).tiny)
+    return gradient / column(size, gradient)
