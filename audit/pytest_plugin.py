@@ -113,9 +113,9 @@ class AuditFile(pytest.File):
         from .runner import InterruptedAuditError, run_audit
 
         device = self.config.getoption("--auditorch-device") or self._spec.device or "auto"
-        display = display_for(sys.stderr) if self.config.get_verbosity() > 0 else Silent()
         try:
             with self._uncaptured():
+                display = display_for(sys.stderr) if self.config.get_verbosity() > 0 else Silent()
                 # Another worker of pytest-xdist may be at it: wait, then take its results over.
                 return run_audit(self._spec, self.output, device=device, display=display, wait=True)
         except InterruptedAuditError as error:
