@@ -23,6 +23,7 @@ BUILTIN: dict[Kind, dict[str, str]] = {
         "fgsm": "attacks.evasion.fgsm:FGSM",
         "pgd": "attacks.evasion.pgd:PGD",
         "auto": "attacks.evasion.auto:Auto",
+        "autoattack": "attacks.evasion.autoattack:AutoAttack",
         "square": "attacks.evasion.square:Square",
         "mifgsm": "attacks.evasion.mifgsm:MIFGSM",
         "apgd": "attacks.evasion.apgd:APGD",
