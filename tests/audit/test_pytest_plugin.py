@@ -27,12 +27,17 @@ def data(n: int = 200, noise: float = 0.05) -> tuple[Tensor, Tensor]:
     return encode(samples.inputs[np.arange(n)]), torch.from_numpy(samples.labels)
 
 
+@pytest.fixture(autouse=True)
+def alone(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inner runs without hypothesis, which takes longer to import than the audit takes."""
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:hypothesispytest")
+
+
 @pytest.fixture
-def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Path:
+def project(pytester: pytest.Pytester) -> Path:
     """A spec with one gate that passes and one that fails."""
     spec = write_project(pytester.path)
     spec.write_text(spec.read_text() + "  - performance.accuracy <= 0.5\n")
-    monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
     return pytester.path
 
 
