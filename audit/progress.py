@@ -87,6 +87,7 @@ class Forecast:
 
     def plan(self, steps: Sequence[Step]) -> None:
         self.waiting = list(steps)
+        self.took = {}
 
     def begin(self, step: Step) -> None:
         if step in self.waiting:
