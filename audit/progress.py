@@ -242,7 +242,8 @@ class RichBars(Display):
         if self._task is not None:
             self._bars.remove_task(self._task)
         if self._run is not None:
-            self._bars.advance(self._run)
+            left = self._forecast.left(None)
+            self._bars.update(self._run, advance=1, left=f"{about(left)} left" if left else "")
         self._task = self._step = None
         self.note(f"{step.label}: {outcome} after {about(seconds)}")
 

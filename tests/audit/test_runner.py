@@ -20,7 +20,7 @@ from auditorch.audit import runner as runner_module
 from auditorch.audit.checks.performance import Performance
 from auditorch.audit.errors import DataError, OutputError, SpecError, UnsupportedError
 from auditorch.audit.guard import as_found, is_out_of_memory, seeded
-from auditorch.audit.progress import Forecast, Lines, Step
+from auditorch.audit.progress import Forecast, Lines, RichBars, Silent, Step, display_for
 from auditorch.audit.runner import InterruptedAuditError, run_audit
 from auditorch.audit.spec import Spec
 from auditorch.audit.target import Target
@@ -446,3 +446,29 @@ def test_lines_tell_the_time_left_every_ten_seconds() -> None:
         "    attack: 40%, 30 s left, 30 s for the whole run",
         "    ok after 25 s",
     ]
+
+
+def test_bars_show_two_plans_one_after_the_other() -> None:
+    out = io.StringIO()
+    with RichBars(out) as bars:
+        for name in ("fine-tuning", "base: a"):
+            step = Step(name, name)
+            bars.plan([step])
+            bars.begin(step)
+            bars.start("[bold]task", 2)
+            bars.advance(2)
+            bars.end(step, "ok")
+        bars.note("[red]not markup")
+    lines = [line.strip() for line in out.getvalue().splitlines() if line.strip()]
+    assert [line.partition(" after")[0] for line in lines if " after" in line] == ["fine-tuning: ok", "base: a: ok"]
+    assert "[red]not markup" in lines
+
+
+def test_bars_are_for_terminals_and_lines_for_the_rest() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    assert isinstance(display_for(Terminal()), RichBars)
+    assert isinstance(display_for(io.StringIO()), Lines)
+    assert isinstance(display_for(Terminal(), quiet=True), Silent)
