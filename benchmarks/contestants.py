@@ -18,7 +18,11 @@ import torch
 from auditorch.attacks.attack import Attack
 from auditorch.attacks.engine import evaluate
 from auditorch.attacks.evasion.apgd import APGD, APGDT
+from auditorch.attacks.evasion.auto import Auto
+from auditorch.attacks.evasion.autoattack import AutoAttack
+from auditorch.attacks.evasion.cw import CarliniWagner
 from auditorch.attacks.evasion.pgd import PGD
+from auditorch.attacks.evasion.square import Square
 from auditorch.attacks.threat import Norm, Threat
 from torch import Tensor, nn
 
@@ -181,7 +185,49 @@ def apgd_t(steps: int, targets: int) -> Callable[[], Iterator[Contestant]]:
     return contestants
 
 
+def square(queries: int, norm: Norm) -> Callable[[], Iterator[Contestant]]:
+    """Square, one run."""
+
+    def contestants() -> Iterator[Contestant]:
+        yield ours(Square(queries))
+        if norm != "l1" and (lib := peer("torchattacks")):
+            yield batched("torchattacks", lambda p, lib=lib: _torchattacks_square(lib, p, queries))
+        if lib := peer("autoattack.square"):
+            yield batched("AutoAttack reference", lambda p, lib=lib: _reference_square(lib, p, queries))
+
+    return contestants
+
+
+def carlini_wagner(steps: int) -> Callable[[], Iterator[Contestant]]:
+    """C&W l2 with the given gradient steps in all: ours in five rounds, the peers with a single constant."""
+
+    def contestants() -> Iterator[Contestant]:
+        yield ours(CarliniWagner(steps=steps // 5, binary_search_steps=5))
+        if lib := peer("adv_lib.attacks"):
+            yield batched("adv-lib", lambda p, lib=lib: _adv_lib_cw(lib, p, steps))
+        if lib := peer("foolbox"):
+            yield batched("foolbox", lambda p, lib=lib: _foolbox_cw(lib, p, steps))
+        if lib := peer("torchattacks"):
+            yield batched("torchattacks", lambda p, lib=lib: lib.CW(p.model, steps=steps))
+
+    return contestants
+
+
+def ensembles() -> Iterator[Contestant]:
+    """The default attack, the protocol of AutoAttack, and its reference implementation."""
+    yield Contestant("auditorch auto", ours(Auto()).run)
+    yield Contestant("auditorch autoattack", ours(AutoAttack()).run)
+    if lib := peer("autoattack"):
+        yield Contestant("AutoAttack reference", lambda problem: _reference_autoattack(lib, problem))
+
+
 TASKS: dict[str, Task] = {
+    "auto-linf": Task("AutoAttack standard", "linf", 1400, "forward+backward", ensembles),
+    "auto-l2": Task("AutoAttack standard", "l2", 1400, "forward+backward", ensembles),
+    "auto-l1": Task("AutoAttack standard", "l1", 1400, "forward+backward", ensembles),
+    "square-linf": Task("Square-1000", "linf", 1000, "forward", square(1000, "linf")),
+    "square-l2": Task("Square-1000", "l2", 1000, "forward", square(1000, "l2")),
+    "cw-l2": Task("C&W-100", "l2", 100, "forward+backward", carlini_wagner(100), minimal=True),
     "pgd-linf": Task("PGD-40", "linf", 40, "forward+backward", pgd(40, "linf")),
     "pgd-l2": Task("PGD-40", "l2", 40, "forward+backward", pgd(40, "l2")),
     "pgd-l1": Task("PGD-40", "l1", 40, "forward+backward", pgd(40, "l1")),
@@ -273,6 +319,42 @@ def _adv_lib_apgd(lib: Any, problem: Problem, steps: int) -> Callable[[Tensor, T
     norm = {"linf": float("inf"), "l2": 2, "l1": 1}[problem.threat.norm]
     eps = problem.threat.eps
     return lambda x, y: lib.apgd(problem.model, x, y, eps, norm, n_iter=steps, n_restarts=1, loss_function="ce")
+
+
+def _torchattacks_square(lib: Any, problem: Problem, queries: int) -> Callable[[Tensor, Tensor], Tensor]:
+    norm = {"linf": "Linf", "l2": "L2"}[problem.threat.norm]
+    return lib.Square(problem.model, norm=norm, eps=problem.threat.eps, n_queries=queries, seed=problem.seed)
+
+
+def _reference_square(lib: Any, problem: Problem, queries: int) -> Callable[[Tensor, Tensor], Tensor]:
+    attack = lib.SquareAttack(
+        problem.model,
+        norm={"linf": "Linf", "l2": "L2", "l1": "L1"}[problem.threat.norm],
+        n_queries=queries,
+        eps=problem.threat.eps,
+        seed=problem.seed,
+        device=problem.x.device,
+        resc_schedule=True,
+    )
+    return attack.perturb
+
+
+def _reference_autoattack(lib: Any, problem: Problem) -> Tensor:
+    norm = {"linf": "Linf", "l2": "L2", "l1": "L1"}[problem.threat.norm]
+    attack = lib.AutoAttack(
+        problem.model, norm=norm, eps=problem.threat.eps, device=problem.x.device, verbose=False, seed=problem.seed
+    )
+    return attack.run_standard_evaluation(problem.x, problem.y, bs=problem.batch_size)
+
+
+def _adv_lib_cw(lib: Any, problem: Problem, steps: int) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda x, y: lib.carlini_wagner_l2(problem.model, x, y, max_iterations=steps, binary_search_steps=1)
+
+
+def _foolbox_cw(lib: Any, problem: Problem, steps: int) -> Callable[[Tensor, Tensor], Tensor]:
+    model = lib.PyTorchModel(problem.model, bounds=problem.threat.bounds)
+    attack = lib.attacks.L2CarliniWagnerAttack(steps=steps, binary_search_steps=1)
+    return lambda x, y: attack(model, x, y, epsilons=None)[1]
 
 
 def _reference_apgd(kind: Any, problem: Problem, steps: int, **options: Any) -> Callable[[Tensor, Tensor], Tensor]:
