@@ -18,6 +18,7 @@ BUILTIN: dict[Kind, dict[str, str]] = {
         "evasion": "audit.checks.evasion:Evasion",
         "attribution": "audit.checks.attribution:Attribution",
         "membership": "audit.checks.membership:Membership",
+        "corruption": "audit.checks.corruption:Corruption",
     },
     "attacks": {
         "fgsm": "attacks.evasion.fgsm:FGSM",

@@ -1,7 +1,7 @@
 """Standards ids by topic: MITRE ATLAS 5.6.0, OWASP Machine Learning Security Top 10 (2023), NIST AI 100-2e2025.
 
-The EU AI Act names accuracy metrics in Art. 15(3), and in Art. 15(5) data and model poisoning, adversarial examples,
-confidentiality attacks and model flaws.
+The EU AI Act names accuracy metrics in Art. 15(3), resilience to errors, faults and inconsistencies in Art. 15(4), and
+in Art. 15(5) data and model poisoning, adversarial examples, confidentiality attacks and model flaws.
 """
 
 from __future__ import annotations
@@ -39,3 +39,4 @@ MALICIOUS_FILE = (
     "EU AI Act Art. 15(5)",
 )
 ACCURACY = ("EU AI Act Art. 15(3)",)
+FAULTS = ("EU AI Act Art. 15(4)",)
