@@ -136,7 +136,7 @@ def fit(
     if config.patience is not None and validate is None:
         raise UnsupportedError("patience needs validate: there is no score to wait for")
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
-    with training_scope(module, config.scope) as parameters, torch.random.fork_rng(devices):
+    with torch.enable_grad(), training_scope(module, config.scope) as parameters, torch.random.fork_rng(devices):
         run = _Run(module, parameters, x, y, config, objective or CrossEntropy(), on_samples)
         return run.epochs(validate)
 

@@ -179,7 +179,8 @@ def _rough_noise(target: float, sample_rate: float, steps: int, delta: float) ->
     """The noise at which RDP, which is cheap, gives the target."""
 
     def excess(log_noise: float) -> float:
-        return math.log(rdp_epsilon(math.exp(log_noise), sample_rate, steps, delta) / target)
+        spent = rdp_epsilon(math.exp(log_noise), sample_rate, steps, delta)
+        return math.log(max(spent, 1e-12) / target)  # RDP rounds a tiny budget to 0
 
     low, high = math.log(0.05), math.log(1e4)
     if excess(high) > 0:
@@ -190,8 +191,8 @@ def _rough_noise(target: float, sample_rate: float, steps: int, delta: float) ->
 def _correction(noise: float, spent: float, aim: float, sample_rate: float, steps: int, delta: float) -> float:
     """The factor on the noise that moves epsilon from ``spent`` to ``aim``, with RDP's elasticity at that point."""
     here, there = (rdp_epsilon(noise * factor, sample_rate, steps, delta) for factor in (1.0, 0.98))
-    elasticity = max(math.log(there / here) / -math.log(0.98), 0.5)
-    return (spent / aim) ** (1 / elasticity)
+    elasticity = max(math.log(there / here) / -math.log(0.98), 0.5) if here > 0 else 1.0
+    return min(5.0, max(0.2, (spent / aim) ** (1 / elasticity)))
 
 
 @contextmanager

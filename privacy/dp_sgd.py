@@ -132,7 +132,7 @@ def dp_fine_tune(
     started = time.perf_counter()
     plan = _plan(config, n)
     private, notes = private_structure(module)
-    with _seeded(config.seed):
+    with torch.enable_grad(), _seeded(config.seed):
         run = _Run(copy.deepcopy(private), x, y, config, plan)
         run.train(on_samples)
     private.load_state_dict(run.module.state_dict())
@@ -175,7 +175,7 @@ def _caveats(config: DPConfig, plan: _Plan, n: int) -> Iterator[str]:
     if config.seed is not None:
         yield (
             f"sampling and noise came from the known seed {config.seed}: whoever knows it can subtract the noise. "
-            "Train with seed null before publishing the weights"
+            "Train with a secret seed before publishing the weights"
         )
     yield "epsilon does not cover the choice of hyper-parameters, nor the training curve, which has no noise"
 

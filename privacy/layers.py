@@ -98,8 +98,8 @@ def _refuse_unsupported(module: nn.Module) -> None:
         if isinstance(layer, nn.MultiheadAttention) and _takes_gradients(layer):
             # Opacus' replacement computes something else for batch_first=True (1.6.0), and mixes records otherwise.
             raise UnsupportedError(
-                f"DP-SGD cannot train {name or 'the model'}: MultiheadAttention has no sound replacement; freeze it, or "
-                "build attention from Linear layers"
+                f"DP-SGD cannot train {name or 'the model'}: MultiheadAttention has no sound replacement; freeze it "
+                "or build attention from Linear layers"
             )
     if errors:
         raise UnsupportedError(f"DP-SGD cannot train this model: {'; '.join(str(error) for error in errors)}")

@@ -49,7 +49,7 @@ class DPSGDVariant(Variant):
     epochs: int = Field(default=15, ge=1, description="Expected passes over the training data.")
     batch_size: int = Field(default=512, ge=1, description="Expected number of records per step.")
     max_grad_norm: float = Field(default=1.0, gt=0, description="l2 norm to which each gradient is clipped.")
-    lr: float = Field(default=1.0, gt=0, description="Learning rate, constant.")
+    lr: float = Field(default=2.0, gt=0, description="Learning rate, constant.")
     optimizer: Literal["sgd", "adam"] = Field(default="sgd", description="sgd or adam.")
     momentum: float = Field(default=0.0, ge=0, lt=1, description="Of sgd.")
     scope: TrainedPart = Field(default="all", description="What is trained: all, head, or the number of last blocks.")

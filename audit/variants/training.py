@@ -15,7 +15,6 @@ from ...defenses.scope import Scope
 from ...defenses.training import History, TrainingConfig
 from ...reports.record import Chart, Line, Metric
 from ..checks.base import Context
-from ..errors import DataError
 from ..samples import Inputs, Samples
 from ..target import Encode, Target
 from .base import Variant
@@ -73,14 +72,8 @@ class EncodedInputs:
 
 
 def training_data(target: Target, context: Context, source: str) -> tuple[EncodedInputs, Tensor]:
-    """Inputs and labels int64 ``(n,)`` of a training set.
-
-    Raises:
-        DataError: when it has no samples of its own.
-    """
+    """Inputs and labels int64 ``(n,)`` of a training set."""
     samples: Samples = context.samples(source)
-    if len(samples) == 0:
-        raise DataError(f"{source}: there is nothing to train on")
     return EncodedInputs(samples.inputs, target.encode), torch.from_numpy(samples.labels)
 
 

@@ -1,0 +1,209 @@
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from auditorch.attacks.evasion.pgd import PGD
+from auditorch.attacks.threat import Threat
+from auditorch.audit.checks.base import encoded
+from auditorch.audit.errors import ModelError, UnsupportedError
+from auditorch.audit.registry import load
+from auditorch.audit.variants.adversarial_training import AdversarialTrainingVariant
+from auditorch.audit.variants.base import Built, Variant
+from auditorch.audit.variants.dp_sgd import DPSGDVariant
+from auditorch.audit.variants.regularization import RegularizationVariant
+from auditorch.defenses.training import TrainingConfig, fit
+from pydantic import ValidationError
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from .fakes import FakeContext, FakeProgress, linear_model, small_cnn, toy_samples, toy_target
+
+TRAIN = toy_samples(200, seed=1)
+ADVERSARIAL = AdversarialTrainingVariant(train="train", eps=0.05, epochs=4, steps=3)
+REGULAR = RegularizationVariant(train="train", epochs=2)
+PRIVATE = DPSGDVariant(train="train", noise_multiplier=0.8, epochs=3, batch_size=50)
+
+
+def context(root: Path, seed: int = 0) -> FakeContext:
+    return FakeContext(root, variant="variant", seed=seed, sources={"train": TRAIN})
+
+
+def build(variant: Variant, root: Path, module: nn.Module | None = None, seed: int = 0) -> Built:
+    return variant.build(toy_target(small_cnn() if module is None else module), toy_samples(8), context(root, seed))
+
+
+def accuracy(module: nn.Module) -> float:
+    x, y = encoded(toy_target(), toy_samples(80, seed=5))
+    with torch.no_grad():
+        return float((module(x).argmax(1) == y).float().mean())
+
+
+def _counter(calls: list[int]) -> Any:
+    return lambda _, args: calls.append(len(args[0]))
+
+
+def with_batch_norm() -> nn.Sequential:
+    module = small_cnn()
+    return nn.Sequential(module[0], nn.BatchNorm2d(8), *list(module)[1:]).eval()
+
+
+@pytest.mark.parametrize("variant", [ADVERSARIAL, REGULAR, PRIVATE], ids=lambda variant: variant.name)
+@pytest.mark.parametrize("make", [small_cnn, with_batch_norm])
+def test_builds_a_copy_that_reloads_and_repeats(variant: Variant, make: Any, tmp_path: Path) -> None:
+    base = make()
+    before = copy.deepcopy(base.state_dict())
+    built = build(variant, tmp_path, base)
+    assert all(torch.equal(base.state_dict()[name], before[name]) for name in before), "the base was changed"
+    assert not base.training
+    assert all(parameter.requires_grad for parameter in base.parameters())
+    assert not built.module.training
+
+    x, _ = encoded(toy_target(), toy_samples(8))
+    reloaded = variant.wrap(copy.deepcopy(base))
+    reloaded.load_state_dict(built.module.state_dict())
+    with torch.no_grad():
+        assert torch.equal(reloaded.eval()(x), built.module(x))
+        assert not torch.allclose(built.module(x), base(x), atol=1e-3)
+
+    again, other = build(variant, tmp_path, make()), build(variant, tmp_path, make(), seed=1)
+    weights = [[*result.module.state_dict().values()] for result in (built, again, other)]
+    assert all(torch.equal(a, b) for a, b in zip(weights[0], weights[1], strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(weights[0], weights[2], strict=True))
+
+
+@pytest.mark.parametrize("variant", [ADVERSARIAL, REGULAR, PRIVATE], ids=lambda variant: variant.name)
+def test_reports_cost_curve_and_progress(variant: Any, tmp_path: Path) -> None:
+    where = context(tmp_path)
+    built = variant.build(toy_target(small_cnn()), toy_samples(8), where)
+    values = {metric.name: metric.value for metric in built.metrics}
+    assert values["parameters"] == sum(parameter.numel() for parameter in small_cnn().parameters())
+    assert values["epochs"] == variant.epochs
+    assert values["training_seconds"] > 0
+    chart = built.figures[0]
+    assert chart.kind == "chart"
+    assert [line.name for line in chart.lines] == ["accuracy", "loss"]
+    assert len(chart.lines[0].x) == variant.epochs
+    assert str(variant.epochs) in built.summary or "DP-SGD" in built.summary
+    assert isinstance(where.progress, FakeProgress)
+    assert where.progress.started[0][1] == where.progress.done == variant.epochs * len(TRAIN)
+    assert variant.files() == ("train",)
+    assert load("defenses", variant.name) is type(variant)
+
+
+def test_adversarial_training_helps_against_pgd(tmp_path: Path) -> None:
+    x, y = encoded(toy_target(), TRAIN)
+    plain = small_cnn()
+    fit(plain, x, y, config=TrainingConfig(epochs=15, lr=0.02))
+    assert accuracy(plain) > 0.95
+    variant = AdversarialTrainingVariant(train="train", eps=0.06, epochs=12, steps=4, lr=0.02, batch_size=50)
+    trained = build(variant, tmp_path, plain).module
+    test_x, test_y = encoded(toy_target(), toy_samples(80, seed=5))
+    losses = []
+    for module in (plain, trained):
+        x_adv = PGD(steps=20, early_stop=False)(module, test_x, test_y, Threat("linf", 0.06))
+        losses.append(cross_entropy(module(x_adv), test_y).item())
+    assert losses[1] < 0.8 * losses[0]
+
+
+def test_fast_is_cheaper_than_pgd(tmp_path: Path) -> None:
+    passes = {}
+    for method in ("pgd", "fast"):
+        counted = small_cnn()
+        calls: list[int] = []
+        counted.register_forward_pre_hook(_counter(calls))
+        build(AdversarialTrainingVariant(train="train", method=method, steps=7, epochs=1), tmp_path, counted)
+        passes[method] = sum(calls)
+    assert passes == {"pgd": 8 * len(TRAIN), "fast": 2 * len(TRAIN)}
+
+
+def test_regularisation_makes_the_model_less_sure(tmp_path: Path) -> None:
+    x, _ = encoded(toy_target(), toy_samples(80, seed=5))
+    smooth = build(RegularizationVariant(train="train", label_smoothing=0.4, epochs=15, lr=0.03), tmp_path).module
+    sharp = RegularizationVariant(train="train", label_smoothing=0, mixup=0, weight_decay=0, epochs=15, lr=0.03)
+    with torch.no_grad():
+        confidence = [float(m(x).softmax(1).amax(1).mean()) for m in (smooth, build(sharp, tmp_path).module)]
+    assert accuracy(smooth) > 0.9
+    assert confidence[0] < 0.8 < 0.9 < confidence[1]
+
+
+def test_scope_reaches_the_loop(tmp_path: Path) -> None:
+    base = small_cnn()
+    built = build(RegularizationVariant(train="train", epochs=1, scope="head"), tmp_path, base)
+    assert torch.equal(built.module.state_dict()["0.weight"], base.state_dict()["0.weight"])
+    assert not torch.equal(built.module.state_dict()["4.weight"], base.state_dict()["4.weight"])
+
+
+def test_dp_reports_its_budget(tmp_path: Path) -> None:
+    built = build(DPSGDVariant(train="train", epsilon=8, delta=1e-3, epochs=4, batch_size=50), tmp_path)
+    values = {metric.name: metric.value for metric in built.metrics}
+    assert values["epsilon"] is not None
+    assert 7.9 < values["epsilon"] <= 8
+    assert (values["delta"], values["sample_rate"], values["steps"]) == (1e-3, 0.25, 16)
+    assert values["noise_multiplier"] is not None
+    assert values["noise_multiplier"] > 0.3
+    assert built.parameters["accountant"] == "prv"
+    assert set(built.parameters["epsilon_by_accountant"]) == {"prv", "pld", "rdp"}
+    assert "epsilon 7.9" in built.summary or "epsilon 8" in built.summary
+    assert any("known seed" in text for text in built.warnings)
+
+
+def test_dp_says_that_batch_norm_was_replaced(tmp_path: Path) -> None:
+    built = build(PRIVATE, tmp_path, with_batch_norm())
+    assert any("became GroupNorm" in text for text in built.warnings)
+    assert isinstance(built.module.get_submodule("1"), nn.GroupNorm)
+
+
+def test_dp_start(tmp_path: Path) -> None:
+    """With almost no learning rate the result shows what the training began from."""
+    base = linear_model()
+    public = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
+    save_file(public.state_dict(), tmp_path / "public.safetensors")
+    still = {"train": "train", "noise_multiplier": 0.5, "epochs": 1, "lr": 1e-9}
+    weight = {}
+    for start in ("random", "target", "public.safetensors"):
+        variant = DPSGDVariant.model_validate({**still, "start": start})
+        built = build(variant, tmp_path, base)
+        weight[start] = built.module.state_dict()["1.weight"]
+        assert any("says nothing of what they already hold" in text for text in built.warnings) == (start == "target")
+    assert torch.allclose(weight["target"], base.state_dict()["1.weight"], atol=1e-5)
+    assert torch.allclose(weight["public.safetensors"], public.state_dict()["1.weight"], atol=1e-5)
+    assert weight["random"].abs().max() <= 1 / 8 + 1e-4, "a fresh Linear(64, 4) draws within 1/sqrt(64)"
+    fresh = DPSGDVariant.model_validate({**still, "start": "public.safetensors", "new_head": True})
+    assert not torch.allclose(
+        build(fresh, tmp_path, base).module.state_dict()["1.weight"], weight["public.safetensors"]
+    )
+    assert fresh.files() == ("train", "public.safetensors")
+
+
+def test_dp_start_refuses_what_does_not_fit(tmp_path: Path) -> None:
+    save_file({"other": torch.zeros(1)}, tmp_path / "wrong.safetensors")
+    with pytest.raises(ModelError, match="does not fit the model"):
+        build(DPSGDVariant(train="train", epsilon=8, start="wrong.safetensors"), tmp_path)
+
+    class Raw(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(64, 4))
+
+    with pytest.raises(UnsupportedError, match="cannot draw fresh weights"):
+        build(DPSGDVariant(train="train", epsilon=8), tmp_path, Raw())
+
+
+@pytest.mark.parametrize(
+    ("cls", "options"),
+    [
+        (AdversarialTrainingVariant, {"norm": "l0"}),
+        (AdversarialTrainingVariant, {"eps": "none"}),
+        (RegularizationVariant, {"label_smoothing": 1.0}),
+        (RegularizationVariant, {"mixup": -1}),
+        (DPSGDVariant, {}),
+        (DPSGDVariant, {"epsilon": 1, "noise_multiplier": 1}),
+        (DPSGDVariant, {"epsilon": 1, "delta": 1.0}),
+    ],
+)
+def test_bad_options(cls: type[Variant], options: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        cls.model_validate({"train": "train", **options})
