@@ -14,6 +14,8 @@ from auditorch.audit.variants.base import Built, Variant
 from auditorch.audit.variants.dp_sgd import DPSGDVariant
 from auditorch.audit.variants.regularization import RegularizationVariant
 from auditorch.defenses.training import TrainingConfig, fit
+from auditorch.privacy import dp_sgd
+from auditorch.privacy.accounting import Budget
 from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import nn
@@ -25,6 +27,16 @@ TRAIN = toy_samples(200, seed=1)
 ADVERSARIAL = AdversarialTrainingVariant(train="train", eps=0.05, epochs=4, steps=3)
 REGULAR = RegularizationVariant(train="train", epochs=2)
 PRIVATE = DPSGDVariant(train="train", noise_multiplier=0.8, epochs=3, batch_size=50)
+
+
+@pytest.fixture
+def instant_accountant(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The accountants have tests of their own and take seconds."""
+
+    def account(noise: float, rate: float, steps: int, delta: float) -> Budget:
+        return Budget(1.0, delta, "prv", 1.0, 1.0, 1.1, noise, rate, steps)
+
+    monkeypatch.setattr(dp_sgd, "epsilon", account)
 
 
 def context(root: Path, seed: int = 0) -> FakeContext:
@@ -50,6 +62,7 @@ def with_batch_norm() -> nn.Sequential:
     return nn.Sequential(module[0], nn.BatchNorm2d(8), *list(module)[1:]).eval()
 
 
+@pytest.mark.usefixtures("instant_accountant")
 @pytest.mark.parametrize("variant", [ADVERSARIAL, REGULAR, PRIVATE], ids=lambda variant: variant.name)
 @pytest.mark.parametrize("make", [small_cnn, with_batch_norm])
 def test_builds_a_copy_that_reloads_and_repeats(variant: Variant, make: Any, tmp_path: Path) -> None:
@@ -74,6 +87,7 @@ def test_builds_a_copy_that_reloads_and_repeats(variant: Variant, make: Any, tmp
     assert not all(torch.equal(a, b) for a, b in zip(weights[0], weights[2], strict=True))
 
 
+@pytest.mark.usefixtures("instant_accountant")
 @pytest.mark.parametrize("variant", [ADVERSARIAL, REGULAR, PRIVATE], ids=lambda variant: variant.name)
 def test_reports_cost_curve_and_progress(variant: Any, tmp_path: Path) -> None:
     where = context(tmp_path)
@@ -150,12 +164,14 @@ def test_dp_reports_its_budget(tmp_path: Path) -> None:
     assert any("known seed" in text for text in built.warnings)
 
 
+@pytest.mark.usefixtures("instant_accountant")
 def test_dp_says_that_batch_norm_was_replaced(tmp_path: Path) -> None:
     built = build(PRIVATE, tmp_path, with_batch_norm())
     assert any("became GroupNorm" in text for text in built.warnings)
     assert isinstance(built.module.get_submodule("1"), nn.GroupNorm)
 
 
+@pytest.mark.usefixtures("instant_accountant")
 def test_dp_start(tmp_path: Path) -> None:
     """With almost no learning rate the result shows what the training began from."""
     base = linear_model()
