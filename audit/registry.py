@@ -8,7 +8,8 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, Literal
 
-from .errors import SpecError
+from ..attacks.evasion.art.refused import REFUSED
+from .errors import SpecError, UnsupportedError
 
 Kind = Literal["checks", "attacks", "defenses"]
 
@@ -19,6 +20,7 @@ BUILTIN: dict[Kind, dict[str, str]] = {
         "attribution": "audit.checks.attribution:Attribution",
         "membership": "audit.checks.membership:Membership",
         "corruption": "audit.checks.corruption:Corruption",
+        "shift": "audit.checks.shift:Shift",
     },
     "attacks": {
         "fgsm": "attacks.evasion.fgsm:FGSM",
@@ -38,6 +40,13 @@ BUILTIN: dict[Kind, dict[str, str]] = {
         "fab_t": "attacks.evasion.fab:FABT",
         "sigma_zero": "attacks.evasion.sigma_zero:SigmaZero",
         "hopskipjump_art": "attacks.evasion.art_adapter:HopSkipJumpART",
+        "boundary_art": "attacks.evasion.art.black_box:BoundaryART",
+        "signopt_art": "attacks.evasion.art.black_box:SignOPTART",
+        "simba_art": "attacks.evasion.art.black_box:SimBAART",
+        "zoo_art": "attacks.evasion.art.black_box:ZOOART",
+        "ead_art": "attacks.evasion.art.white_box:EADART",
+        "jsma_art": "attacks.evasion.art.white_box:JSMAART",
+        "newtonfool_art": "attacks.evasion.art.white_box:NewtonFoolART",
     },
     "defenses": {
         "adversarial_training": "audit.variants.adversarial_training:AdversarialTrainingVariant",
@@ -60,6 +69,7 @@ def load(kind: Kind, name: str) -> Any:
 
     Raises:
         SpecError: for an unknown name, with the nearest one.
+        UnsupportedError: for an attack known not to work here, with the reason.
     """
     if name in BUILTIN[kind]:
         module, attribute = BUILTIN[kind][name].split(":")
@@ -67,6 +77,8 @@ def load(kind: Kind, name: str) -> Any:
     for entry in _extensions(kind):
         if entry.name == name:
             return entry.load()
+    if kind == "attacks" and name in REFUSED:
+        raise UnsupportedError(f"attack {name!r} is not offered: {REFUSED[name]}")
     raise SpecError(unknown(kind.removesuffix("s"), name, names(kind)))
 
 

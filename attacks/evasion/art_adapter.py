@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -29,30 +29,30 @@ from .art.bridge import (
     undisturbed,
 )
 
-_ORDER: dict[Norm, float] = {"linf": np.inf, "l2": 2, "l1": 1}
+_ORDER: dict[Norm, float] = {"linf": np.inf, "l2": 2}
 
 
 @dataclass(frozen=True, slots=True)
 class ARTAttack(ABC):
     """Base of all adapters. A subclass says which attack of the toolbox it is and how a threat becomes its arguments.
 
-    Attacks that draw random numbers run sample by sample, seeded from the sample's own stream, so that results do
-    not depend on the batch; every query is watched and the best point kept. The others run on the whole batch.
-    Results are moved into the bounds and, unless ``minimal``, into the ball.
+    Attacks marked ``one_by_one`` (all that draw random numbers) run sample by sample, seeded from the sample's own
+    stream, so that results do not depend on the batch; every query is watched and the best point kept. The others
+    run on the whole batch. Results are moved into the bounds and, unless ``minimal``, into the ball.
     """
 
     toolbox: ClassVar[str]
     norms: ClassVar[tuple[Norm, ...]] = NORMS
     access: ClassVar[Access] = "gradients"
     minimal: ClassVar[bool] = True
-    random: ClassVar[bool] = False
+    one_by_one: ClassVar[bool] = False
     images: ClassVar[bool] = False
     probabilities: ClassVar[bool] = False
-    targets: ClassVar[Literal["optional", "never", "always"]] = "optional"
+    targets: ClassVar[bool] = True
 
     @abstractmethod
-    def arguments(self, threat: Threat) -> dict[str, Any]:
-        """What to construct the toolbox's attack with."""
+    def arguments(self, threat: Threat, shape: torch.Size) -> dict[str, Any]:
+        """What to construct the toolbox's attack with, for inputs ``(n, *shape)``."""
 
     def budget(self) -> int | None:
         """Queries after which a sample is given up; None: the toolbox's own loops end it."""
@@ -62,6 +62,10 @@ class ARTAttack(ABC):
         """Further arguments of ``generate`` for some samples; None when they cannot be attacked."""
         del model, x, y, threat, streams
         return {}
+
+    def classes(self, k: int) -> int:
+        """How many classes the toolbox sees for a model of ``k``; those beyond k are never predicted."""
+        return k
 
     def labels(self, logits: Tensor, y: Tensor, threat: Threat) -> Tensor:
         """The labels ``(n,)`` that the toolbox is given, from clean logits ``(n, k)`` and ``y``."""
@@ -83,7 +87,7 @@ class ARTAttack(ABC):
                 return x_adv
             logits = self._probe(model, x[rows], y[rows])
             label = self.labels(logits, y[rows], threat)
-            runs = rows.split(1) if self.random else (rows,)
+            runs = rows.split(1) if self.one_by_one else (rows,)
             given = label.split([len(run) for run in runs])
             for run, labels in zip(runs, given, strict=True):
                 x_adv[run] = self._run(model, x[run], y[run], labels, threat, streams.select(run), logits.shape[1])
@@ -92,7 +96,7 @@ class ARTAttack(ABC):
     def _check(self, x: Tensor, threat: Threat) -> None:
         check_norm(self, threat)
         name = type(self).__name__
-        if self.targets == "never" and threat.targeted:
+        if threat.targeted and not self.targets:
             raise UnsupportedError(f"{name} cannot be targeted")
         if self.images and x.dim() != 4:
             raise UnsupportedError(f"{name} needs images (n, c, h, w), the inputs have shape {tuple(x.shape)}")
@@ -106,14 +110,14 @@ class ARTAttack(ABC):
     def _run(
         self, model: Model, x: Tensor, y: Tensor, label: Tensor, threat: Threat, streams: Streams, k: int
     ) -> Tensor:
-        seed = int(streams.bits((1,))[0, 0])
+        seed, k = int(streams.bits((1,))[0, 0]), self.classes(k)
         extra = self.inputs(model, x, y, threat, streams)
         if extra is None:
             return x
-        watch = Witness(x, y, threat, minimal=self.minimal, max_queries=self.budget()) if self.random else None
-        module = Logits(model, x, probabilities=self.probabilities, witness=watch)
+        watch = Witness(x, y, threat, minimal=self.minimal, max_queries=self.budget()) if self.one_by_one else None
+        module = Logits(model, x, k, threat.bounds, probabilities=self.probabilities, witness=watch)
         with undisturbed(seed):
-            attack = attack_class(self.toolbox)(classifier(module, x, k, threat), **self.arguments(threat))
+            attack = attack_class(self.toolbox)(classifier(module, x, k, threat), **self.arguments(threat, x.shape[1:]))
             try:
                 result = attack.generate(to_numpy(x), y=one_hot(label, k), **extra)
             except Enough:
@@ -154,13 +158,14 @@ class HopSkipJumpART(ARTAttack):
     toolbox: ClassVar[str] = "hop_skip_jump:HopSkipJump"
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
     access: ClassVar[Access] = "labels"
-    random: ClassVar[bool] = True
+    one_by_one: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 1 <= self.init_eval <= self.max_eval or self.max_iter < 1 or self.init_size < 1:
             raise UnsupportedError("HopSkipJumpART needs 1 <= init_eval <= max_eval, max_iter >= 1 and init_size >= 1")
 
-    def arguments(self, threat: Threat) -> dict[str, Any]:
+    def arguments(self, threat: Threat, shape: torch.Size) -> dict[str, Any]:
+        del shape
         return {
             "norm": _ORDER[threat.norm],
             "targeted": threat.targeted,

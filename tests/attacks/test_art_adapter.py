@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import random
 from dataclasses import replace
 
@@ -9,9 +10,15 @@ import numpy as np
 import pytest
 import torch
 from auditorch.attacks.engine import evaluate
-from auditorch.attacks.evasion.art_adapter import HopSkipJumpART
+from auditorch.attacks.errors import UnsupportedError
+from auditorch.attacks.evasion.art.black_box import ZOOART, BoundaryART, SignOPTART, SimBAART
+from auditorch.attacks.evasion.art.bridge import attack_class
+from auditorch.attacks.evasion.art.refused import REFUSED
+from auditorch.attacks.evasion.art.white_box import EADART, JSMAART, NewtonFoolART
+from auditorch.attacks.evasion.art_adapter import ARTAttack, HopSkipJumpART
 from auditorch.attacks.models import CountingModel
 from auditorch.attacks.threat import Norm, Threat
+from auditorch.audit import registry
 from torch import Tensor, nn
 
 from .oracles import linear_problem
@@ -120,3 +127,49 @@ def test_works_on_a_float64_model_without_gradients_and_is_quiet(capfd: pytest.C
     assert frozen.training
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("attack", "norm", "allowed"),
+    [
+        (BoundaryART(max_queries=2000), "l2", 1.25),
+        (SignOPTART(max_queries=2000, directions=20, samples=50), "l2", 1.25),
+        (SimBAART(), "l2", 2.5),
+        (ZOOART(), "l2", 2.5),
+        (EADART(binary_search_steps=5), "l2", 1.4),
+        (EADART(binary_search_steps=5), "l1", 1.6),
+        (JSMAART(), "l0", 6.0),
+        (NewtonFoolART(), "l2", 1.3),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, ARTAttack) else str(value),
+)
+def test_others_come_near_the_optimum(attack: ARTAttack, norm: Norm, allowed: float) -> None:
+    problem = linear_problem(2, (1, 8, 8), 2, seed=1)
+    outcome = evaluate(attack, problem.model, problem.x, problem.y, Threat(norm, 0.1))
+    ratio = outcome.distance / problem.distance(norm)
+    assert (ratio <= allowed).all()
+    assert (ratio >= 1 - 1e-5).all()
+    assert outcome.forwards > 0
+    assert (outcome.backwards > 0) == (attack.access == "gradients")
+
+
+def test_refusals_say_why() -> None:
+    problem = linear_problem(2, (6,), 3)
+    for attack in (SignOPTART(), NewtonFoolART()):
+        with pytest.raises(UnsupportedError, match="cannot be targeted"):
+            attack(problem.model, problem.x, problem.y, Threat("l2", 0.1, targeted=True))
+    with pytest.raises(UnsupportedError, match="needs images"):
+        SimBAART()(problem.model, problem.x, problem.y, Threat("l2", 0.1))
+    with pytest.raises(UnsupportedError, match="no gradient"):
+        EADART()(torch.no_grad()(problem.model), problem.x, problem.y, Threat("l2", 0.1))
+    for name in REFUSED:
+        with pytest.raises(UnsupportedError, match=REFUSED[name][:20]):
+            registry.load("attacks", name)
+
+
+def test_what_the_refusals_claim_is_true() -> None:
+    """When one of these changes, the attack can be offered."""
+    assert not hasattr(np, "mat")
+    with pytest.raises(ImportError, match="numba"):
+        attack_class("brendel_bethge:BrendelBethgeAttack")
+    assert importlib.util.find_spec("cma") is None

@@ -14,12 +14,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ...attack import Model
 from ...search import fooled
 from ...threat import Threat
 
 _BATCH = 256
+_NEVER = -1e9
 
 
 class Enough(Exception):  # noqa: N818 - a signal, not an error
@@ -71,29 +73,47 @@ class Logits(nn.Module):
 
     Args:
         model: what to call, with inputs in the dtype and on the device of ``like``.
+        columns: classes that the toolbox is to see; those that the model lacks get no probability.
+        bounds: queries are moved inside them; the toolbox does so only sometimes.
         probabilities: return softmax probabilities, which some attacks insist on.
         witness: is shown every query.
     """
 
-    def __init__(self, model: Model, like: Tensor, *, probabilities: bool, witness: Witness | None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        like: Tensor,
+        columns: int,
+        bounds: tuple[float, float],
+        *,
+        probabilities: bool,
+        witness: Witness | None,
+    ) -> None:
         super().__init__()
+        self._columns, self._bounds = columns, bounds
         self._call: Callable[[Tensor], Tensor] = lambda z: model(z)
         self._like, self._probabilities, self._witness = like, probabilities, witness
 
     def forward(self, x: Tensor) -> Tensor:
-        points = x.to(self._like)
+        points = x.to(self._like).clamp(*self._bounds)
         if self._witness is not None:
             points = exact_where_unchanged(points, self._witness.x)
         logits = self._call(points)
         if self._witness is not None:
             self._witness.see(points.detach(), logits.detach())
-        output = logits.softmax(1) if self._probabilities else logits
-        return output.float().cpu()
+        missing = self._columns - logits.shape[1]
+        logits = functional.pad(logits.float(), (0, missing), value=_NEVER)
+        return (logits.softmax(1) if self._probabilities else logits).cpu()
 
 
 def exact_where_unchanged(points: Tensor, x: Tensor) -> Tensor:
-    """``points`` with features that differ from ``x`` only by float32 rounding set to ``x``."""
-    return points if x.dtype == torch.float32 else torch.where(points.float() == x.float(), x, points)
+    """``points`` with features that differ from ``x`` only by float32 rounding set to ``x``.
+
+    The toolbox computes in float32, in part on a scale of 0..255. Gradients pass.
+    """
+    slack = 4 * torch.finfo(torch.float32).eps * x.abs().clamp_min(0.125)
+    rounding = (x - points).detach()
+    return points + torch.where(rounding.abs() <= slack, rounding, 0)
 
 
 def classifier(module: nn.Module, x: Tensor, k: int, threat: Threat) -> Any:
