@@ -59,9 +59,6 @@ def test_a_model_of_position_breaks_under_translation_where_it_must() -> None:
     assert outcome.points[outcome.worst[2]][1] == pytest.approx(3 / 21)
     assert float(outcome.x_worst[2, 0, :, 11:14].sum()) == pytest.approx(9, abs=1e-3)
     assert outcome.worst_logits[2].argmax() == 1
-    # The others stay right, and are shown where they come closest to the border.
-    assert outcome.points[outcome.worst[1]][1] > 0
-    assert outcome.points[outcome.worst[3]][1] < 0
 
 
 def test_a_rotation_invariant_model_stands_and_one_of_position_falls_under_rotation() -> None:
