@@ -85,7 +85,7 @@ class SuperDeepFool:
         overshoot, candidates: as for :class:`DeepFool`.
     """
 
-    steps: int = 50
+    steps: int = 30
     overshoot: float = 0.02
     candidates: int = 9
 
