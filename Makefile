@@ -11,8 +11,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 demo: .venv/.installed  ## Audit the demo model and write the report (DEMO=--quick for the short form)
 	$(BIN)/auditorch demo -o auditorch-demo $(DEMO)
 
-test: .venv/.installed  ## The fast tests
-	$(BIN)/python -m pytest
+test: .venv/.installed  ## The fast tests, side by side
+	$(BIN)/python -m pytest -n auto --maxprocesses 4
 
 test-slow: .venv/.installed
 	$(BIN)/python -m pytest -m slow
