@@ -21,6 +21,9 @@ from .probes.subject import Subject
 from .streams import Streams
 from .threat import Threat
 
+_NUMBERS = 2**21
+"""In one batch, unless told otherwise."""
+
 _NO_FUNCTION: tuple[FlagName, FlagName] = ("randomised", "batch_dependent")
 
 
@@ -77,16 +80,17 @@ def diagnose(
         seed: of the choice of samples, of random points, and of the model's own draws: torch's generators are
             seeded for the duration and given back as found.
         samples: how many correctly classified inputs to look at, at most.
-        batch_size: largest batch; None: all at once.
+        batch_size: largest batch; None: by input size.
 
     Raises:
         UnsupportedError: when inputs, labels or outputs make no sense, or samples or batch_size is below 1.
     """
-    size = samples if batch_size is None else batch_size
+    size = max(_NUMBERS // max(x[:1].numel(), 1), 1) if batch_size is None else batch_size
     if min(samples, size) < 1:
         raise UnsupportedError(f"samples is {samples} and batch_size {batch_size}: both must be at least 1")
     threat = Threat(threat.norm, threat.eps, bounds=threat.bounds)
     check_inputs(x, y, threat)
+    size = min(size, samples)
     counting = CountingModel(model)
     with _seeded(seed, x.device):
         with attacking(model):

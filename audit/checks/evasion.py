@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...attacks.attack import Attack
 from ...attacks.evasion.fgsm import FGSM
+from ...attacks.masking import Diagnosis
 from ...attacks.streams import Streams
 from ...attacks.threat import Norm, parse_eps
 from ...reports.record import Evidence, Figure, Metric, Result
@@ -19,9 +20,10 @@ from ..samples import Samples
 from ..target import Access, Target
 from . import standards
 from .base import Check, Claim, Context, encoded
-from .evasion_case import Case, case_evidence, flat_gradients
+from .evasion_case import Case, case_evidence
 from .evasion_figures import charts, gallery, gallery_tensors, showcase
 from .evasion_findings import Sanity, findings
+from .evasion_masking import diagnosed, full_protocol
 from .evasion_measures import Measured, ball_text
 from .evasion_options import attack_class, build_attack
 from .evasion_search import Search, Subject, module_logits
@@ -38,7 +40,6 @@ DEFAULT_EPS: dict[Norm, float] = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0, "l0": 
 """The radii in which most published results for small images are given."""
 
 _ATTACK_OPTIONS = ("steps", "restarts", "step_size", "loss", "random_start")
-_PROBED = 256
 
 
 class Evasion(Check):
@@ -76,13 +77,14 @@ class Evasion(Check):
         "gradients_per_sample": "Backward passes of the attack per correctly classified sample.",
     }
     cost: ClassVar[str] = "up to steps x restarts forward and backward passes per sample and radius"
+    version: ClassVar[int] = 2
 
     norm: Norm = Field(default="linf", description="How perturbations are measured: linf, l2, l1 or l0.")
     eps: Radius = Field(
         default_factory=lambda data: DEFAULT_EPS[data.get("norm", "linf")],
         description="Radius in input units, also as a fraction: 8/255. By norm: linf 8/255, l2 0.5, l1 12, l0 24.",
     )
-    attack: str = Field(default="apgd", description="Name of the attack; `auditorch list attacks` shows them.")
+    attack: str = Field(default="auto", description="Name of the attack; `auditorch list attacks` shows them.")
     steps: int | None = Field(default=None, ge=1, description="Gradient steps; the attack's own default if left out.")
     restarts: int | None = Field(default=None, ge=1, description="Independent runs on the samples still standing.")
     step_size: Radius | None = Field(default=None, description="Length of a step, in units of the norm.")
@@ -93,6 +95,10 @@ class Evasion(Check):
     )
     curve: tuple[Radius, ...] = Field(default=(), description="Further radii at which robust accuracy is reported.")
     limit: int | None = Field(default=None, ge=1, description="Attack at most so many samples, evenly spaced.")
+    diagnostics: bool = Field(
+        default=True,
+        description="Look on 64 samples for gradient masking, and where it shows run the full AutoAttack for `auto`.",
+    )
     batch_size: int | None = Field(default=None, ge=1, description="Largest batch; chosen by input size if left out.")
 
     @field_validator("eps", "curve")
@@ -134,31 +140,33 @@ class Evasion(Check):
 
     def run(self, target: Target, samples: Samples, context: Context) -> Result:
         case = self._case(target, spaced(samples, self.limit), context)
-        attack = self.build()
         search = Search.begin(case.subject, case.clean_logits, case.correct)
-        sanity = self._search(search, attack, context)
+        diagnosis = self._diagnosis(case, context)
+        attacks = self._attacks(diagnosis)
+        sanity = self._search(search, attacks, diagnosis, context)
         measured = self._measured(case, search.radius, search.distance)
         tags = self.standards if self.access == "gradients" else standards.BLACK_BOX_EVASION
-        k, span = len(target.classes), target.bounds[1] - target.bounds[0]
-        evidence, figures = self._shown(case, search, measured, context)
+        k, span, named = len(target.classes), target.bounds[1] - target.bounds[0], ", ".join(attacks)
+        probing = (0, 0) if diagnosis is None else (diagnosis.forwards, diagnosis.backwards)
+        evidence, figures = self._shown(case, search, measured, context, named)
         metrics = (*measured.metrics(), *_work(search, int(case.correct.sum())))
         return Result(
             check=self.name,
             id=self.id or self.name,
-            title=f"{self.title}: {ball_text(self.norm, self.eps)}, {self.attack}",
-            summary=self._summary(by_name(metrics)),
+            title=f"{self.title}: {ball_text(self.norm, self.eps)}, {named}",
+            summary=self._summary(by_name(metrics), named),
             status="ok",
-            parameters={**self.model_dump(exclude={"id", "variants"}, exclude_none=True), "options": _options(attack)},
+            parameters={**self.model_dump(exclude={"id", "variants"}, exclude_none=True), "options": _options(attacks)},
             metrics=metrics,
-            findings=tuple(findings(measured, sanity, k, span, self.attack, tags, targeted=self.targeted is not False)),
+            findings=tuple(findings(measured, sanity, k, span, named, tags, targeted=self.targeted is not False)),
             figures=figures,
             evidence=evidence,
-            warnings=tuple(_warnings(measured)),
+            warnings=(*_warnings(measured), *self._replaced(diagnosis, named)),
             not_covered=self._not_covered(),
             references=self.references,
             standards=tags,
-            forwards=len(case.y) + search.forwards + search.verification_forwards + sanity.probed,
-            backwards=search.backwards + sanity.probed,
+            forwards=len(case.y) + search.forwards + search.verification_forwards + probing[0],
+            backwards=search.backwards + probing[1],
         )
 
     def _case(self, target: Target, samples: Samples, context: Context) -> Case:
@@ -182,33 +190,43 @@ class Evasion(Check):
             case "random":
                 return (y + 1 + Streams.from_seed(seed, ids).fork(1).integers(k - 1, (1,)).squeeze(1)) % k
 
-    def _search(self, search: Search, attack: Attack, context: Context) -> Sanity:
-        """The attack, and after it a look at whether gradients are of any use here."""
+    def _diagnosis(self, case: Case, context: Context) -> Diagnosis | None:
+        if not self.diagnostics or self.access != "gradients":
+            return None
+        return diagnosed(case, self.eps, context.seed, self.batch_size or context.batch_size)
+
+    def _attacks(self, diagnosis: Diagnosis | None) -> dict[str, Attack]:
+        """What runs, by name: the attack asked for, and in place of `auto` the full protocol on masked models."""
+        if self.attack == "auto" and diagnosis is not None and diagnosis.masked:
+            return full_protocol(diagnosis, targeted=self.targeted is not False)
+        return {self.attack: self.build()}
+
+    def _search(
+        self, search: Search, attacks: Mapping[str, Attack], diagnosis: Diagnosis | None, context: Context
+    ) -> Sanity:
+        """The attacks, each on what withstood those before, and after them a look at what a single step finds."""
         batch = self.batch_size or context.batch_size
-        attacked = (search.radius > 0).nonzero().squeeze(1)
-        search.sweep(attack, self.radii, context, batch)
-        if self.access != "gradients" or len(attacked) == 0:
-            return Sanity()
-        probed = attacked[torch.arange(min(len(attacked), _PROBED)) * len(attacked) // min(len(attacked), _PROBED)]
-        flat = flat_gradients(search.subject, probed)
-        if isinstance(attack, FGSM):
-            return Sanity(probed=len(probed), flat=flat)
+        for attack in attacks.values():
+            search.sweep(attack, self.radii, context, batch)
+        single = any(isinstance(attack, FGSM) for attack in attacks.values())
+        if self.access != "gradients" or single or (diagnosis is not None and diagnosis.has("no_gradient")):
+            return Sanity(self.access == "gradients", diagnosis)
         stepped = int((search.radius > self.eps).sum())
         broken = search.attack(FGSM(), self.eps, context, batch)
-        return Sanity(probed=len(probed), flat=flat, stepped=stepped, single_step=len(broken))
+        return Sanity(white_box=True, diagnosis=diagnosis, stepped=stepped, single_step=len(broken))
 
     def _measured(self, case: Case, radius: Tensor, distance: Tensor) -> Measured:
         y, correct = case.y.numpy(), case.correct.numpy()
         return Measured(y, correct, radius.numpy(), distance.numpy(), self.norm, self.eps, self.radii)
 
     def _shown(
-        self, case: Case, search: Search, measured: Measured, context: Context
+        self, case: Case, search: Search, measured: Measured, context: Context, attack: str
     ) -> tuple[tuple[Evidence, ...], tuple[Figure, ...]]:
         """The adversarial inputs for ``verify``, and the figures, a gallery among them where the inputs are images."""
         target, classes = case.subject.target, case.samples.classes
         rows = (case.correct & (search.radius <= self.radii[-1])).nonzero().squeeze(1)
         files = [context.evidence("adversarial", case_evidence(case, search, rows))]
-        figures = list(charts(measured, classes, search.logits.argmax(1), self.attack))
+        figures = list(charts(measured, classes, search.logits.argmax(1), attack))
         shown = showcase(measured) if target.modality == "image" and case.subject.x.dim() == 4 else []
         if shown:
             tensors = gallery_tensors(case.subject.x, search.x_adv, shown, target.bounds)
@@ -217,7 +235,12 @@ class Evasion(Check):
             figures.append(gallery(measured, shown, names, classes, case.clean_logits, search.logits, path))
         return tuple(files), tuple(figures)
 
-    def _summary(self, metrics: Mapping[str, Metric]) -> str:
+    def _replaced(self, diagnosis: Diagnosis | None, named: str) -> Iterator[str]:
+        if diagnosis is not None and named != self.attack:
+            signs = "; ".join(flag.title for flag in diagnosis.flags)
+            yield f"Signs of gradient masking ({signs}): {named} ran in place of {self.attack}, with its own settings."
+
+    def _summary(self, metrics: Mapping[str, Metric], named: str) -> str:
         clean, robust = metrics["clean_accuracy"], metrics["robust_accuracy"]
         assert clean.value is not None and robust.value is not None  # noqa: PT018
         assert robust.ci_low is not None and robust.ci_high is not None  # noqa: PT018
@@ -225,7 +248,7 @@ class Evasion(Check):
         return (
             f"Of {robust.n} samples the model gets {percent(clean.value)} right on clean inputs, and "
             f"{percent(robust.value)} (95 % interval {percent(robust.ci_low)} to {percent(robust.ci_high)}) when "
-            f"{self.attack} may change them by {ball_text(self.norm, self.eps)}{goal}. "
+            f"{named} may change them by {ball_text(self.norm, self.eps)}{goal}. "
             "This is an upper bound: a stronger attack can only lower it."
         )
 
@@ -261,8 +284,13 @@ def _work(search: Search, attacked: int) -> Iterator[Metric]:
         yield plain(name, value, attacked, label=label, unit="passes", higher_is_better=None)
 
 
-def _options(attack: Attack) -> dict[str, Any]:
-    return asdict(attack) if is_dataclass(attack) and not isinstance(attack, type) else {}
+def _options(attacks: Mapping[str, Attack]) -> dict[str, Any]:
+    """Options of the attack, or by name where several ran."""
+    options = {
+        name: asdict(attack) if is_dataclass(attack) and not isinstance(attack, type) else {}
+        for name, attack in attacks.items()
+    }
+    return next(iter(options.values())) if len(options) == 1 else options
 
 
 def _warnings(measured: Measured) -> Iterator[str]:

@@ -6,9 +6,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ...attacks.losses import cross_entropy
-from ...attacks.models import attacking
-from ...attacks.search import input_gradient
 from ..samples import Samples
 from .evasion_search import Search, Subject
 
@@ -40,15 +37,3 @@ def case_evidence(case: Case, search: Search, rows: Tensor) -> dict[str, Tensor]
         "distance": search.distance[rows],
         "radius": search.radius[rows],
     }
-
-
-def flat_gradients(subject: Subject, rows: Tensor) -> int:
-    """How many of the samples at ``rows`` have a cross-entropy gradient that is zero everywhere."""
-    module, device = subject.target.module, subject.target.device
-    flat = 0
-    with attacking(module):
-        for part in rows.split(64):
-            label = subject.goal[part].to(device)
-            gradient = input_gradient(module, subject.x[part].to(device), lambda z, y=label: cross_entropy(z, y))[2]
-            flat += int((gradient.flatten(1) == 0).all(1).sum())
-    return flat

@@ -7,8 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from auditorch.attacks.masking import Diagnosis
+from auditorch.attacks.probes.flag import FlagName, flag
 from auditorch.audit.checks.evasion import Evasion
 from auditorch.audit.checks.evasion_findings import Sanity, findings
+from auditorch.audit.checks.evasion_masking import full_protocol
 from auditorch.audit.checks.evasion_measures import Measured
 from auditorch.audit.samples import Samples
 from auditorch.reports.record import Chart, Gallery, Metric, Result, Table
@@ -235,8 +238,76 @@ def test_zero_gradients_are_found(tmp_path: Path, samples: Samples, attack: str)
 def test_a_single_step_that_beats_the_attack_is_found_and_counted(tmp_path: Path, samples: Samples) -> None:
     weak = {"attack": "pgd", "steps": 2, "step_size": 0.001, "random_start": False}
     result = run(tmp_path, samples, eps=0.1, **weak)
-    assert masking(result) == ["a single step beats the iterative attack"]
+    assert masking(result) == []
+    assert "The attack may be too weak: a single step beats iterative attacks" in [f.title for f in result.findings]
     assert value(result, "robust_accuracy") == pytest.approx(share_beyond(samples, 0.1), abs=0.02)
+
+
+def test_a_doubt_is_raised_once(tmp_path: Path, samples: Samples) -> None:
+    result = run(tmp_path, samples, Rounded(16), eps=0.1, curve=(0.6,), attack="pgd", steps=5)
+    titles = [finding.title.split(": ")[-1] for finding in result.findings]
+    assert "a boundless attack fails" in titles
+    assert len(titles) == len(set(titles))
+
+
+def test_diagnostics_can_be_left_out_and_are_counted(tmp_path: Path, samples: Samples) -> None:
+    options: dict[str, Any] = {"attack": "pgd", "steps": 5, "eps": 0.1, "limit": 20}
+    without = run(tmp_path, samples, Rounded(16), diagnostics=False, **options)
+    diagnosed = run(tmp_path, samples, Rounded(16), **options)
+    assert "zero gradients" not in masking(without)
+    assert "zero gradients" in masking(diagnosed)
+    assert diagnosed.forwards > without.forwards
+    assert diagnosed.backwards > without.backwards
+    assert diagnosed.metrics == without.metrics
+
+
+def test_auto_gives_way_to_the_full_protocol_on_a_masked_model(tmp_path: Path, samples: Samples) -> None:
+    options: dict[str, Any] = {"eps": 0.13, "limit": 16}
+    trusting = run(tmp_path, samples, Rounded(16), attack="apgd", diagnostics=False, **options)
+    context = FakeContext(tmp_path, "evasion")
+    check = Evasion.model_validate(options)
+    result = check.run(toy_target(Rounded(16)), samples, context)
+    assert value(result, "robust_accuracy") < value(trusting, "robust_accuracy") - 0.2
+    assert "when autoattack may change them" in result.summary
+    assert [w for w in result.warnings if "zero gradients" in w and "autoattack ran in place of auto" in w]
+    assert result.parameters["options"]["version"] == "standard"
+    assert all(claim.ok for claim in check.verify(toy_target(Rounded(16)), samples, result, context))
+
+
+def test_auto_needs_no_gradients_where_there_are_none(tmp_path: Path, samples: Samples) -> None:
+    model = linear_model()
+
+    class Detached(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return model(x.detach())
+
+    result = run(tmp_path, samples, Detached(), eps=0.1, limit=20)
+    assert "no gradient" in masking(result)
+    assert "square may change them" in result.summary
+    assert value(result, "gradients_per_sample") == 0
+    assert value(result, "attack_success_rate") > 0.5
+
+
+def test_auto_stays_on_a_healthy_model(tmp_path: Path, samples: Samples) -> None:
+    result = run(tmp_path, samples, eps=EPS[2])
+    assert "when auto may change them" in result.summary
+    assert not [w for w in result.warnings if "masking" in w]
+    assert value(result, "robust_accuracy") == pytest.approx(share_beyond(samples, EPS[2]), abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("flags", "targeted", "expected"),
+    [
+        (("zero_gradient",), False, ["autoattack standard"]),
+        (("randomised", "probabilities"), False, ["autoattack rand"]),
+        (("no_gradient", "probabilities"), False, ["square"]),
+        (("zero_gradient",), True, ["apgd", "apgd_t", "square"]),
+    ],
+)
+def test_the_full_protocol_follows_the_flags(flags: tuple[FlagName, ...], targeted: bool, expected: list[str]) -> None:
+    diagnosis = Diagnosis(tuple(flag(name, 1.0, 1.0, "") for name in flags), samples=1, forwards=1, backwards=1)
+    protocol = full_protocol(diagnosis, targeted=targeted)
+    assert [f"{name} {getattr(attack, 'version', '')}".strip() for name, attack in protocol.items()] == expected
 
 
 @pytest.mark.parametrize(("later", "suspected"), [(np.inf, True), (0.2, False)])
