@@ -21,6 +21,8 @@ BUILTIN: dict[Kind, dict[str, str]] = {
         "membership": "audit.checks.membership:Membership",
         "corruption": "audit.checks.corruption:Corruption",
         "shift": "audit.checks.shift:Shift",
+        "patch": "audit.checks.patch:PatchCheck",
+        "universal": "audit.checks.universal:Universal",
     },
     "attacks": {
         "fgsm": "attacks.evasion.fgsm:FGSM",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ...attacks.errors import UnsupportedError
+from ...attacks.models import attacking
 from ...attacks.streams import Streams
 from ..samples import Samples
 from ..target import Target
@@ -63,6 +65,10 @@ class Images:
         """The target's module on images in 0..1, on its device; differentiable."""
         low, high = self.target.bounds
         return self.target.module(x if (low, high) == (0, 1) else x * (high - low) + low)
+
+    def attacked(self) -> AbstractContextManager[None]:
+        """Eval mode and frozen parameters for the target's module, as found again afterwards."""
+        return attacking(self.target.module)
 
     def logits(self, x: Tensor, batch_size: int | None) -> Tensor:
         """Finite float32 logits ``(n, k)`` on the CPU for these samples, given as images in 0..1.
