@@ -37,6 +37,7 @@ QUICK = (
     "linf.steps=20",
     "linf.curve=[0.05, 0.1]",
     "l2.steps=10",
+    "l2.diagnostics=false",
     "blackbox.limit=5",
     "adversarial_training.epochs=3",
     "adversarial_training.steps=3",
