@@ -35,9 +35,10 @@ def test_a_targeted_threat_is_reached_at_its_own_optimum() -> None:
 def crooked() -> tuple[nn.Module, Tensor, Tensor]:
     """A random two-layer network and inputs labelled by it, so that every label is right."""
     torch.manual_seed(1)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 96), nn.Tanh(), nn.Linear(96, 10)).eval()
+    first = nn.Linear(64, 96)
+    model = nn.Sequential(nn.Flatten(), first, nn.Tanh(), nn.Linear(96, 10)).eval()
     with torch.no_grad():
-        model[1].weight.mul_(3)
+        first.weight.mul_(3)
         x = torch.rand(96, 1, 8, 8)
         return model, x, model(x).argmax(1)
 
