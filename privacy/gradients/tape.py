@@ -1,0 +1,282 @@
+"""Every record's gradient from one backward pass (book-keeping, arXiv 2210.00038).
+
+While the tape records, the layers' parameters take no gradients: backward only goes through the activations, and what
+passes each layer's output is kept beside what came into it. From these two follow the records' gradient norms and any
+weighted sum of their gradients, without a second backward pass.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...attacks.errors import UnsupportedError
+from .attention import attend
+from .rules import Rule, Shares, rule_for, widened
+from .shares import Share, merged
+from .vmapped import vmapped_shares
+
+
+@dataclass(frozen=True, slots=True)
+class RecordGradients:
+    """The gradients of a batch's records, parameter by parameter.
+
+    Attributes:
+        parameters: those that are trained, in the module's order.
+        shares: one for each of them.
+        squared_norms: ``(parameters, records)``, squared l2 norms.
+    """
+
+    parameters: tuple[nn.Parameter, ...]
+    shares: tuple[Share, ...]
+    squared_norms: Tensor
+
+    def norms(self) -> Tensor:
+        """l2 norm ``(records,)`` of each record's whole gradient."""
+        return self.squared_norms.sum(0).sqrt()
+
+    def weighted_sums(self, weights: Sequence[Tensor]) -> list[Tensor]:
+        """For each parameter the sum over the records, each times its weight ``(records,)`` for that parameter."""
+        with torch.autocast(self.squared_norms.device.type, enabled=False):
+            return [share.weighted_sum(one) for share, one in zip(self.shares, weights, strict=True)]
+
+
+class Tape:
+    """Watches the layers of ``module``; :meth:`remove` gives it back as it was.
+
+    Layers with a rule (``rules.py``) and attention are handled in closed form; any other layer that holds parameters
+    itself is run again, record by record side by side (``torch.func``), which is slower; :attr:`slow` names them.
+
+    Args:
+        module: its trained parameters are those that take gradients now; the switches must stay.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.slow: tuple[str, ...] = ()
+        self._parameters = tuple(parameter for parameter in module.parameters() if parameter.requires_grad)
+        if not self._parameters:
+            raise UnsupportedError("no parameter takes gradients: there is nothing to train")
+        self._names = {parameter: name for name, parameter in module.named_parameters()}
+        self._anchor = torch.zeros((), device=self._parameters[0].device, requires_grad=True)
+        self._rows = self._records = 0
+        self._shares: dict[nn.Parameter, list[Share]] = defaultdict(list)
+        self._silenced: list[nn.Parameter] = []
+        self._shared_index: set[nn.Module] = set()
+        self._handles: list[Any] = []
+        self._attentions: list[nn.Module] = []
+        try:
+            for name, layer in module.named_modules():
+                self._watch_layer(name, layer)
+        except UnsupportedError:
+            self.remove()
+            raise
+
+    def remove(self) -> None:
+        """Takes everything off the module."""
+        for handle in self._handles:
+            handle.remove()
+        for layer in self._attentions:
+            del layer.forward
+        self._handles, self._attentions = [], []
+
+    @contextmanager
+    def recording(self, records: int, views: int = 1) -> Iterator[None]:
+        """Records the passes of a batch with ``records * views`` rows, the views of a record one after the other."""
+        self._rows, self._records = records * views, records
+        self._shares.clear()
+        try:
+            yield
+        finally:
+            self._rows = 0
+            self._speak()
+
+    def gradients(self, loss: Tensor) -> RecordGradients:
+        """Goes back from ``loss``, the sum of the records' losses, once. Call it while recording.
+
+        Raises:
+            UnsupportedError: when a trained parameter takes no part, or is used outside its layer's forward pass.
+        """
+        # Autocast would round the products from which norms and sums follow, also in the hooks.
+        with torch.autocast(loss.device.type, enabled=False):
+            loss.backward()
+            self._check_complete()
+            shares = tuple(merged(self._shares.pop(parameter)) for parameter in self._parameters)
+            squared = torch.stack([share.squared_norms() for share in shares])
+        return RecordGradients(self._parameters, shares, squared)
+
+    def _check_complete(self) -> None:
+        for parameter in self._parameters:
+            if parameter.grad is not None:
+                parameter.grad = None
+                raise UnsupportedError(
+                    f"DP-SGD cannot train {self._names[parameter]}: it is used outside the forward pass of its layer, "
+                    "where its gradients by record cannot be seen; freeze it or call the layer"
+                )
+            if parameter not in self._shares:
+                raise UnsupportedError(
+                    f"{self._names[parameter]} gives no gradient per record: it takes no part in the output; freeze it"
+                )
+
+    def watch(self, out: Tensor, then: Callable[[Tensor], None]) -> Tensor:
+        """``out``, with ``then`` called on what backward brings to it."""
+        if not out.requires_grad:
+            out = _Anchored.apply(out, self._anchor)  # pyright: ignore[reportAssignmentType]
+        out.register_hook(then)
+        return out
+
+    def add(self, layer: nn.Module, shares: Mapping[str, Share]) -> None:
+        """Notes the shares of a layer's parameters."""
+        for name, share in shares.items():
+            self._shares[getattr(layer, name)].append(share)
+
+    @property
+    def records(self) -> int:
+        return self._records
+
+    def checked(self, layer: nn.Module, back: Tensor) -> Tensor:
+        """``back`` in at least float32.
+
+        Raises:
+            UnsupportedError: when its first dimension is not the batch.
+        """
+        if back.ndim == 0 or len(back) != self._rows:
+            raise UnsupportedError(
+                f"{self._name(layer)} gives {0 if back.ndim == 0 else len(back)} gradients for {self._rows} records: "
+                "its layer must get the batch in its first dimension, once per record"
+            )
+        return widened(back.detach())
+
+    # What happens at each layer
+
+    def _watch_layer(self, name: str, layer: nn.Module) -> None:
+        own = [parameter for parameter in layer.parameters(recurse=False) if parameter.requires_grad]
+        if isinstance(layer, nn.MultiheadAttention):
+            if any(parameter.requires_grad for parameter in layer.parameters()):
+                self._take_over(name, layer)
+            return
+        if not own:
+            return
+        rule = rule_for(layer)
+        if rule is None:
+            self.slow = (*self.slow, f"{name or 'the model'} ({type(layer).__name__})")
+        # Inputs are seen before the layer's own hooks change them no more, outputs after: first in, last out.
+        self._handles.append(layer.register_forward_pre_hook(self._before(own), with_kwargs=True))
+        self._handles.append(layer.register_forward_hook(self._after(rule), with_kwargs=True))
+
+    def _take_over(self, name: str, layer: nn.MultiheadAttention) -> None:
+        if layer.bias_k is not None or layer.add_zero_attn:
+            raise UnsupportedError(f"DP-SGD cannot train {name}: attention with add_bias_kv or add_zero_attn")
+        native = layer.forward
+
+        def forward(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+            return attend(self, layer, *args, **kwargs) if self._active() else native(*args, **kwargs)
+
+        layer.forward = forward
+        self._attentions.append(layer)
+
+    def _active(self) -> bool:
+        return self._rows > 0 and torch.is_grad_enabled()
+
+    def _before(self, own: list[nn.Parameter]) -> Callable[..., Any]:
+        def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if not self._active():
+                return None
+            for parameter in own:
+                if parameter.requires_grad:
+                    parameter.requires_grad_(False)
+                    self._silenced.append(parameter)
+            if args and isinstance(args[0], Tensor):
+                return (self._spread(layer, args[0]), *args[1:]), kwargs
+            return None
+
+        return hook
+
+    def _after(self, rule: Rule | None) -> Callable[..., Any]:
+        def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+            if not self._active():
+                return None
+            self._speak(layer)
+            if not isinstance(out, Tensor):
+                raise UnsupportedError(
+                    f"DP-SGD cannot train {self._name(layer)} ({type(layer).__name__}): it holds parameters itself and "
+                    f"returns a {type(out).__name__}, not a tensor; freeze it"
+                )
+            if rule is None:
+                return self.watch(out, self._run_again(layer, args, kwargs))
+            if kwargs or len(args) != 1:
+                raise UnsupportedError(f"{self._name(layer)} must be called with its input and nothing else")
+            return self.watch(out, self._apply(rule, layer, args[0]))
+
+        return hook
+
+    def _apply(self, rule: Rule, layer: nn.Module, seen: Tensor) -> Callable[[Tensor], None]:
+        seen = seen.detach()
+        version = seen._version
+
+        def then(back: Tensor) -> None:
+            if seen._version != version:
+                raise UnsupportedError(
+                    f"DP-SGD cannot train {self._name(layer)}: its input is changed in place after it was used; "
+                    "use operations that are not in place"
+                )
+            self.add(layer, rule(layer, widened(seen), self.checked(layer, back), self._records))
+
+        return then
+
+    def _run_again(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[Tensor], None]:
+        def then(back: Tensor) -> None:
+            back, rows = self.checked(layer, back), self._rows
+            self._rows = 0  # the layers inside are not to be recorded again
+            try:
+                shares: Shares = vmapped_shares(layer, args, kwargs, back, self._records, self._name(layer))
+            finally:
+                self._rows = rows
+            self.add(layer, shares)
+
+        return then
+
+    def _spread(self, layer: nn.Module, seen: Tensor) -> Tensor:
+        """One input for all records (positions, say) once per record, so that each record has its own gradient."""
+        if seen.ndim > 0 and len(seen) == 1 < self._rows:
+            return seen.expand(self._rows, *seen.shape[1:])
+        if isinstance(layer, nn.Embedding) and seen.ndim == 1:
+            if len(seen) != self._rows:
+                self._shared_index.add(layer)
+            if layer in self._shared_index:
+                return seen.expand(self._rows, -1)
+        return seen
+
+    def _speak(self, layer: nn.Module | None = None) -> None:
+        """Lets parameters take gradients again: those of one layer, or all."""
+        own = None if layer is None else set(layer.parameters(recurse=False))
+        for parameter in self._silenced:
+            if own is None or parameter in own:
+                parameter.requires_grad_(True)
+        self._silenced = [] if own is None else [one for one in self._silenced if one not in own]
+
+    def _name(self, layer: nn.Module) -> str:
+        """The name of a layer's first trained parameter, for messages."""
+        for name, parameter in layer.named_parameters():
+            if parameter in self._names and name:
+                return self._names[parameter]
+        return type(layer).__name__
+
+
+class _Anchored(torch.autograd.Function):
+    """Makes a tensor part of the graph although nothing before it takes gradients; later in-place work is allowed."""
+
+    @staticmethod
+    def forward(ctx: Any, out: Tensor, anchor: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx.mark_dirty(out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *back: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return back[0], None
