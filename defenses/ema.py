@@ -15,6 +15,10 @@ class MovingAverage:
     """Averages parameters in place of the last iterate (Polyak & Juditsky, 1992).
 
     Early on the decay is held down to ``(1 + t) / (10 + t)`` at update t, so that the start is forgotten.
+
+    Attributes:
+        means: the averages, one per parameter.
+        updates: how often a value was taken in.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], decay: float) -> None:
@@ -22,22 +26,22 @@ class MovingAverage:
             raise UnsupportedError(f"ema is {decay}: the decay must be at least 0 and below 1")
         self._parameters = list(parameters)
         self._decay = decay
-        self._updates = 0
-        self._means = [parameter.detach().clone() for parameter in self._parameters]
+        self.updates = 0
+        self.means = [parameter.detach().clone() for parameter in self._parameters]
 
     @torch.no_grad()
     def update(self) -> None:
         """Takes the parameters' present values into the average."""
-        self._updates += 1
-        decay = min(self._decay, (1 + self._updates) / (10 + self._updates))
-        for mean, parameter in zip(self._means, self._parameters, strict=True):
+        self.updates += 1
+        decay = min(self._decay, (1 + self.updates) / (10 + self.updates))
+        for mean, parameter in zip(self.means, self._parameters, strict=True):
             mean.lerp_(parameter, 1 - decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Inside, the parameters have their average values."""
         present = [parameter.detach().clone() for parameter in self._parameters]
-        self._write(self._means)
+        self._write(self.means)
         try:
             yield
         finally:

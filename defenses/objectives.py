@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -30,9 +30,21 @@ class BatchLoss(NamedTuple):
 
 
 class Objective(Protocol):
-    """The loss of one batch ``x (b, ...)``, ``y`` int64 ``(b,)``; the module comes in train mode and stays in it."""
+    """The loss of one batch ``x (b, ...)``, ``y`` int64 ``(b,)``; the module comes in train mode and stays in it.
+
+    An objective may have an attribute ``replays``: how many steps the loop makes on each batch (default 1).
+    """
 
     def __call__(self, module: nn.Module, x: Tensor, y: Tensor, moment: Moment) -> BatchLoss: ...
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """An objective that remembers something between batches, which a resumed training must find again."""
+
+    def state(self) -> dict[str, Tensor]: ...
+
+    def restore(self, state: dict[str, Tensor]) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)

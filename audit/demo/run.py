@@ -13,7 +13,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from ...defenses.augmentation import RandomFlip
-from ...defenses.objectives import CrossEntropy
 from ...defenses.scope import reset_head
 from ...defenses.training import TrainingConfig, fit
 from ...reports.record import AuditRecord
@@ -108,7 +107,7 @@ def fine_tune(output: Path, config: TrainingConfig, display: Display) -> None:
             EncodedInputs(train.inputs, target.encode),
             torch.from_numpy(train.labels),
             config=config,
-            objective=RandomFlip(CrossEntropy()),
+            augment=RandomFlip(),
             on_samples=display.advance,
         )
         display.end(step, "ok")

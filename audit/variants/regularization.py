@@ -7,7 +7,8 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from ...defenses.regularization import Mixup
+from ...defenses.mixing import mixing
+from ...defenses.regularization import Regularized
 from ...defenses.training import fit
 from ..checks.base import Context
 from ..samples import Samples
@@ -41,7 +42,7 @@ class RegularizationVariant(TrainingVariant):
             x,
             y,
             config=self.config(context.seed),
-            objective=Mixup(self.mixup, self.label_smoothing),
+            objective=Regularized(self.label_smoothing, mixing=mixing(self.mixup, 0)),
             on_samples=context.progress.advance,
         )
         return Built(

@@ -1,0 +1,1 @@
+"""Augmentations beyond the mirror image, one family a file."""
