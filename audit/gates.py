@@ -3,113 +3,62 @@
 from __future__ import annotations
 
 import math
-import operator
-import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Literal
 
 from ..attacks.statistics import Method, rate_intervals
-from ..reports.record import Gate, GateVerdict, Metric, OverallVerdict, Result, VariantRecord
-from .errors import SpecError
-from .registry import unknown
+from ..reports.record import Gate, GatePart, GateVerdict, OverallVerdict, VariantRecord
+from .gate_language import BASE, EVERY, Address, Clause, ParsedGate, parse_gate
+from .gate_values import Ground, Quantity
+
+__all__ = [
+    "BASE",
+    "Address",
+    "Clause",
+    "Confidence",
+    "Ground",
+    "ParsedGate",
+    "evaluate_gate",
+    "overall",
+    "parse_gate",
+    "samples_needed",
+]
 
 Confidence = Literal["interval", "none"]
 
-BASE = "base"
-
-_HOLDS: dict[str, Callable[[float, float], bool]] = {
-    ">=": operator.ge,
-    "<=": operator.le,
-    ">": operator.gt,
-    "<": operator.lt,
-    "==": operator.eq,
-}
-_GATE = re.compile(
-    r"\s*(?:(?P<variant>[A-Za-z0-9][\w-]*)\s*:\s*)?(?P<check>[A-Za-z0-9][\w-]*)\.(?P<metric>[A-Za-z_][\w.-]*)"
-    r"\s*(?P<operator>>=|<=|==|>|<)\s*(?P<threshold>[^\s<>=](?:.*\S)?)\s*",
-    re.ASCII,
-)
-_DIGITS = r"(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
-_NUMBER = re.compile(rf"(?P<number>[-+]?{_DIGITS})(?:\s*/\s*(?P<divisor>{_DIGITS}))?\s*(?P<percent>%)?", re.ASCII)
 _MAX_SAMPLES = 10**9
+_WORST_FIRST: tuple[GateVerdict, ...] = ("error", "fail", "inconclusive", "pass")
 
 
-@dataclass(frozen=True, slots=True)
-class ParsedGate:
-    """``[variant:]check.metric operator threshold``; ``variant`` is None where the expression names none (the base)."""
-
-    expression: str
-    variant: str | None
-    check_id: str
-    metric: str
-    operator: str
-    threshold: float
-
-    @property
-    def on(self) -> str:
-        """The id of the variant whose metric is meant."""
-        return self.variant or BASE
-
-    @property
-    def wants_high(self) -> bool:
-        return self.operator in (">=", ">")
-
-    def holds(self, value: float) -> bool:
-        """Whether a value known exactly would satisfy the gate."""
-        return _HOLDS[self.operator](value, self.threshold)
-
-
-def parse_gate(expression: str) -> ParsedGate:
-    """Reads a gate such as ``linf.robust_accuracy >= 40%`` or ``dp_sgd:membership.tpr_at_fpr_0.01 <= 0.05``.
-
-    The threshold is a number, a fraction (``8/255``) or a percentage.
-
-    Raises:
-        SpecError: when it is none of these.
-    """
-    found = _GATE.fullmatch(expression)
-    if found is None:
-        raise SpecError(
-            f"gate {expression[:200]!r}: write <check id>.<metric> >= <number>, with >=, >, <=, < or ==, "
-            "such as linf.robust_accuracy >= 0.40; a variant goes in front: dp_sgd:performance.accuracy >= 0.8"
-        )
-    return ParsedGate(
-        expression=expression.strip(),
-        variant=found["variant"],
-        check_id=found["check"],
-        metric=found["metric"],
-        operator=found["operator"],
-        threshold=_threshold(found["threshold"], expression),
-    )
-
-
-def _threshold(text: str, expression: str) -> float:
-    found = _NUMBER.fullmatch(text)
-    value = math.nan
-    if found is not None and float(found["divisor"] or 1) != 0:
-        value = float(found["number"]) / float(found["divisor"] or 1) / (100 if found["percent"] else 1)
-    if not math.isfinite(value):
-        raise SpecError(f"gate {expression[:200]!r}: {text[:40]!r} is no number; write 0.4, 40% or 8/255")
-    return value
-
-
-def evaluate_gate(gate: ParsedGate, variants: Sequence[VariantRecord], confidence: Confidence = "interval") -> Gate:
+def evaluate_gate(
+    gate: ParsedGate,
+    variants: Sequence[VariantRecord],
+    confidence: Confidence = "interval",
+    *,
+    directory: Path | None = None,
+    classes: Sequence[str] = (),
+) -> Gate:
     """Judges a gate by the results of an audit.
 
-    With ``interval`` a gate passes when the metric's 95 % interval lies wholly on the good side, fails when it lies
-    wholly on the bad side, and is inconclusive between. With ``none``, or for a metric without interval, the
-    point estimate decides.
+    With ``interval`` a condition passes when the metric's 95 % interval lies wholly on the good side, fails when it
+    lies wholly on the bad side, and is inconclusive between. Rates are judged by their exact (Clopper-Pearson)
+    interval, so that a condition that does not hold passes in at most 2.5 of 100 audits. With ``none``, or for a
+    metric without interval, the point estimate decides. A gate of several conditions is as good as its worst.
+
+    Args:
+        directory: the output folder; conditions on one class need its evidence, and comparisons of two metrics use
+            it to compare sample by sample.
+        classes: names of the classes, in order of the labels.
     """
-    metric, problem = _find(gate, variants)
-    if metric is None or metric.value is None:
-        return _judged(gate, "error", problem, metric)
-    low, high = metric.ci_low, metric.ci_high
-    if confidence == "none" or low is None or high is None or math.isnan(low) or math.isnan(high):
-        why = "as the gate asks" if confidence == "none" else "the metric has no interval"
-        verdict = "pass" if gate.holds(metric.value) else "fail"
-        return _judged(gate, verdict, f"compared by the point estimate: {why}", metric)
-    return _by_interval(gate, metric, low, high)
+    ground = Ground(tuple(variants), directory, tuple(classes))
+    parts = [_judge(clause, ground, confidence) for clause in _on_each_variant(gate.clauses, ground)]
+    deciding = min(parts, key=lambda part: _WORST_FIRST.index(part.verdict))
+    shown = {**deciding.model_dump(), "expression": gate.expression}
+    if len(parts) == 1:
+        return Gate(**shown)
+    shown["reason"] = f"{deciding.expression}: {deciding.reason}" if deciding.verdict != "pass" else ""
+    return Gate(**shown, parts=tuple(parts))
 
 
 def overall(gates: Iterable[Gate], variants: Iterable[VariantRecord]) -> OverallVerdict:
@@ -121,11 +70,7 @@ def overall(gates: Iterable[Gate], variants: Iterable[VariantRecord]) -> Overall
         variant.status == "error" or any(result.status == "error" for result in variant.results) for variant in variants
     )
     found: set[str] = {gate.verdict for gate in gates} | ({"error"} if broken else set())
-    order: tuple[GateVerdict, ...] = ("error", "fail", "inconclusive", "pass")
-    for verdict in order:
-        if verdict in found:
-            return verdict
-    return "none"
+    return next((verdict for verdict in _WORST_FIRST if verdict in found), "none")
 
 
 def samples_needed(rate: float, threshold: float, method: Method = "wilson") -> int | None:
@@ -149,91 +94,83 @@ def samples_needed(rate: float, threshold: float, method: Method = "wilson") -> 
     return enough
 
 
-def _find(gate: ParsedGate, variants: Sequence[VariantRecord]) -> tuple[Metric | None, str]:
-    """The metric, or None and why there is none; a metric without value comes with the reason too."""
-    variant = next((variant for variant in variants if variant.id == gate.on), None)
-    if variant is None:
-        return None, unknown("variant", gate.on, [variant.id for variant in variants])
-    if variant.status != "ok":
-        return None, f"the variant {variant.id!r} could not be built: {variant.error}"
-    result = variant.result(gate.check_id)
-    if result is None:
-        return None, _not_run(gate, variant, variants)
-    if result.status != "ok":
-        word = "did not finish" if result.status == "error" else "was skipped"
-        return None, f"the check {result.id!r} {word}: {result.error}"
-    metric = result.metric(gate.metric)
-    if metric is None:
-        return None, unknown(f"metric of {result.id!r}:", gate.metric, [metric.name for metric in result.metrics])
-    return _with_value(metric, result)
+def _on_each_variant(clauses: Sequence[Clause], ground: Ground) -> list[Clause]:
+    """``*:`` written out: one clause for every variant that was to be built."""
+    each = [variant.id for variant in ground.variants]
+    return [
+        one
+        for clause in clauses
+        for one in ([clause.on(name) for name in each] if clause.subject.variant == EVERY else [clause])
+        if not (one is not clause and one.reference is not None and _same(one.subject, one.reference))
+    ] or [clauses[0].on(BASE)]
 
 
-def _with_value(metric: Metric, result: Result) -> tuple[Metric, str]:
-    if metric.value is None or math.isnan(metric.value):
-        reasons = [warning for warning in result.warnings if metric.name in warning]
-        return metric.model_copy(update={"value": None}), "; ".join(["the metric is undefined", *reasons])
-    return metric, ""
+def _same(first: Address, second: Address) -> bool:
+    """A metric always equals itself: `*: ... >= base - 0.02` says nothing of the base."""
+    return (first.on, first.check, first.metric, first.label) == (second.on, second.check, second.metric, second.label)
 
 
-def _not_run(gate: ParsedGate, variant: VariantRecord, variants: Sequence[VariantRecord]) -> str:
-    elsewhere = [other.id for other in variants if other.result(gate.check_id) is not None]
-    if elsewhere:
-        return f"the check {gate.check_id!r} ran on {', '.join(elsewhere)}, not on {variant.id}"
-    return unknown("check", gate.check_id, [result.id for result in variant.results])
+def _judge(clause: Clause, ground: Ground, confidence: Confidence) -> GatePart:
+    found = ground.quantity(clause)
+    if found.value is None:
+        return _judged(clause, "error", found.problem, found)
+    low, high = found.low, found.high
+    if confidence == "none" or low is None or high is None:
+        why = "as the gate asks" if confidence == "none" else "the metric has no interval"
+        verdict = "pass" if clause.holds(found.value) else "fail"
+        return _judged(clause, verdict, f"compared by the point estimate: {why}", found)
+    verdict = _by_interval(clause, low, high)
+    reason = _what_would_decide(clause, found, found.value, low, high) if verdict == "inconclusive" else ""
+    return _judged(clause, verdict, reason, found)
 
 
-def _by_interval(gate: ParsedGate, metric: Metric, low: float, high: float) -> Gate:
-    ends = gate.holds(low), gate.holds(high)
-    if gate.operator == "==":
-        if low == high == gate.threshold:
-            return _judged(gate, "pass", "", metric)
-        if not low <= gate.threshold <= high:
-            return _judged(gate, "fail", "", metric)
-        return _judged(
-            gate, "inconclusive", "an interval can refute equality, not show it; use confidence: none", metric
-        )
-    if all(ends):
-        return _judged(gate, "pass", "", metric)
-    if not any(ends):
-        return _judged(gate, "fail", "", metric)
-    return _judged(gate, "inconclusive", _what_would_decide(gate, metric, low, high), metric)
+def _by_interval(clause: Clause, low: float, high: float) -> GateVerdict:
+    if clause.operator == "==":
+        if low == high == clause.threshold:
+            return "pass"
+        return "inconclusive" if low <= clause.threshold <= high else "fail"
+    ends = clause.holds(low), clause.holds(high)
+    return "pass" if all(ends) else "inconclusive" if any(ends) else "fail"
 
 
-def _what_would_decide(gate: ParsedGate, metric: Metric, low: float, high: float) -> str:
-    value = metric.value
-    assert value is not None
+def _what_would_decide(clause: Clause, found: Quantity, value: float, low: float, high: float) -> str:
+    if clause.operator == "==":
+        return "an interval can refute equality, not show it; use confidence: none"
     straddles = f"the 95 % interval {low:.4g} to {high:.4g} holds the threshold"
-    if value == gate.threshold:
+    if value == clause.threshold:
         return f"{straddles}, and the estimate equals it: no number of samples decides while that stays so"
-    outcome = "pass" if gate.holds(value) else "fail"
-    if not metric.n:
+    outcome = "pass" if clause.holds(value) else "fail"
+    if not found.n:
         return f"{straddles}; a narrower interval around the present estimate would mean {outcome}"
-    needed = _needed(metric, value, gate.threshold, low, high)
+    needed = _needed(found, value, clause.threshold, low, high)
     if needed is None:
         return f"{straddles}; the estimate is so near that no practical number of samples decides"
-    return f"{straddles}; about {needed:,} samples (now {metric.n:,}) at the present estimate would mean {outcome}"
+    return f"{straddles}; about {needed:,} samples (now {found.n:,}) at the present estimate would mean {outcome}"
 
 
-def _needed(metric: Metric, value: float, threshold: float, low: float, high: float) -> int | None:
-    assert metric.n
-    if metric.method in ("wilson", "clopper-pearson") and 0 <= value <= 1 and 0 <= threshold <= 1:
-        needed = samples_needed(value, threshold, "wilson" if metric.method == "wilson" else "exact")
+def _needed(found: Quantity, value: float, threshold: float, low: float, high: float) -> int | None:
+    assert found.n
+    if found.exact and 0 <= threshold <= 1:
+        needed = samples_needed(value, threshold, "exact")
     else:
         # Any other interval narrows with the root of n.
         arm = value - low if threshold < value else high - value
-        needed = math.ceil(metric.n * (arm / (value - threshold)) ** 2)
-    return None if needed is None or needed >= _MAX_SAMPLES else max(needed, metric.n + 1)
+        needed = math.ceil(found.n * (arm / (value - threshold)) ** 2)
+    return None if needed is None or needed >= _MAX_SAMPLES else max(needed, found.n + 1)
 
 
-def _judged(gate: ParsedGate, verdict: GateVerdict, reason: str, metric: Metric | None) -> Gate:
-    return Gate(
-        expression=gate.expression,
-        variant=gate.on,
+def _judged(clause: Clause, verdict: GateVerdict, reason: str, found: Quantity) -> GatePart:
+    return GatePart(
+        expression=str(clause),
+        variant=clause.subject.on,
         verdict=verdict,
-        threshold=gate.threshold,
-        reason=reason,
-        value=metric.value if metric else None,
-        ci_low=metric.ci_low if metric else None,
-        ci_high=metric.ci_high if metric else None,
-        n=metric.n if metric else None,
+        threshold=clause.threshold,
+        operator=clause.operator,
+        unit=found.unit,
+        check=clause.subject.check,
+        reason="; ".join(filter(None, [found.note, reason])),
+        value=found.value,
+        ci_low=found.low,
+        ci_high=found.high,
+        n=found.n,
     )

@@ -56,8 +56,8 @@ def paired_change(before: Numbers, after: Numbers) -> Paired:
     if np.isin(before, (0, 1)).all() and np.isin(after, (0, 1)).all():
         low, high = paired_rate_interval(gained, lost, n)
         return Paired(n, gained, lost, difference, low, high, mcnemar_exact(gained, lost), "McNemar, exact")
-    low, high, p = _paired_t(after - before)
-    return Paired(n, gained, lost, difference, low, high, p, "paired t")
+    low, high = paired_mean_interval(after - before)
+    return Paired(n, gained, lost, difference, low, high, _paired_t(after - before), "paired t")
 
 
 def mcnemar_exact(b: int, c: int) -> float:
@@ -102,13 +102,21 @@ def _score(gained: int, lost: int, n: int, delta: float) -> float:
     return 0.0 if distance == 0 else float(distance / np.sqrt(max(variance, 1e-300)))
 
 
-def _paired_t(differences: Numbers) -> tuple[float, float, float]:
-    """95 % interval of the mean difference, and the p-value of none; NaN with fewer than two samples."""
+def paired_mean_interval(differences: Numbers, confidence: float = 0.95) -> tuple[float, float]:
+    """Student's interval for the mean of ``differences`` ``(n,)``; NaN, NaN with fewer than two."""
     n, mean = len(differences), float(differences.mean())
     if n < 2:
-        return float("nan"), float("nan"), float("nan")
+        return float("nan"), float("nan")
+    half = float(differences.std(ddof=1)) / n**0.5 * float(t.ppf((1 + confidence) / 2, n - 1))
+    return mean - half, mean + half
+
+
+def _paired_t(differences: Numbers) -> float:
+    """Two-sided p-value that the mean difference is 0; NaN with fewer than two samples."""
+    n, mean = len(differences), float(differences.mean())
+    if n < 2:
+        return float("nan")
     error = float(differences.std(ddof=1)) / n**0.5
     if error == 0:
-        return mean, mean, 1.0 if mean == 0 else 0.0
-    half = error * float(t.ppf(0.975, n - 1))
-    return mean - half, mean + half, 2 * float(t.sf(abs(mean) / error, n - 1))
+        return 1.0 if mean == 0 else 0.0
+    return 2 * float(t.sf(abs(mean) / error, n - 1))

@@ -89,4 +89,4 @@ def _gates(spec: Spec, left_out: frozenset[str]) -> Iterator[tuple[ParsedGate, G
 
 
 def _loses(gate: ParsedGate, left_out: frozenset[str]) -> bool:
-    return gate.check_id in left_out or gate.on in left_out
+    return any(address.check in left_out or address.on in left_out for address in gate.addresses)

@@ -172,7 +172,7 @@ class GateItem(AuditItem):
         self.user_properties += [(f"auditorch_{name}", value) for name, value in _properties(gate)]
         if gate.verdict != "pass":
             report = dict(self.user_properties)[_REPORT]
-            raise AuditFailedError(f"{gate_text(record, gate)}\nReport: {report}")
+            raise AuditFailedError(f"{gate_text(gate)}\nReport: {report}")
 
 
 class CompletenessItem(AuditItem):

@@ -8,18 +8,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from ..reports.record import AuditRecord, DataInfo, Evidence, Result, VariantRecord
+from ..reports.record import AuditRecord, DataInfo, Evidence, Gate, Result, VariantRecord
+from . import gains
 from .cache import Cache, Key, seed_for, stable_hash
+from .changes import with_changes
 from .checks.base import Check
 from .context import RunContext, Sources, choose_device, read_evidence
 from .coverage import not_covered
 from .environment import environment, tool
 from .errors import AuditError, DataError
-from .gates import BASE, evaluate_gate, overall
+from .gates import BASE, Confidence, ParsedGate, evaluate_gate, overall
 from .guard import StepError, guarded, with_less_memory
 from .hashing import source_sha256
 from .loading.model import describe_target, load
@@ -120,8 +123,8 @@ class Run:
 
     def record(self, began: float, *, interrupted: bool) -> AuditRecord:
         """The record of what was found."""
-        variants = tuple(self._variant_records())
-        gates = tuple(evaluate_gate(parsed, variants, gate.confidence) for parsed, gate in self._plan.gates)
+        variants = with_changes(self._variant_records(), self._cache.directory)
+        gates = tuple(self._judged(parsed, gate.confidence, variants) for parsed, gate in self._plan.gates)
         computing = sum(variant.seconds + sum(result.seconds for result in variant.results) for variant in variants)
         raw = dict(self._spec.raw)
         return AuditRecord(
@@ -140,6 +143,10 @@ class Run:
             variants=variants,
             not_covered=not_covered(self._spec, self._plan, variants, interrupted=interrupted),
         )
+
+    def _judged(self, gate: ParsedGate, confidence: Confidence, variants: tuple[VariantRecord, ...]) -> Gate:
+        directory, classes = self._cache.directory, self._samples.classes
+        return evaluate_gate(gate, variants, confidence, directory=directory, classes=classes)
 
     # Plan
 
@@ -232,6 +239,26 @@ class Run:
             result, outcome = self._one(check, prepared.target, variant_id)
             self._results[variant_id, check.id] = result
             self._display.end(step, outcome)
+        if variant_id != BASE and prepared.target is not None:
+            self._weigh(variant_id, prepared.target)
+
+    def _weigh(self, variant_id: str, target: Target) -> None:
+        """Adds to a variant what only shows beside the base: whether its gain in robustness is real."""
+        base, variant = (self._with_results(owner) for owner in (BASE, variant_id))
+        work = lambda: gains.trials(base, variant, target, self._cache.directory, self._spec.batch_size)  # noqa: E731
+        record = self._variants[variant_id]
+        try:
+            found = guarded(work, self._spec.seed, target.module, *self._log(variant_id, "gains"))
+        except StepError as error:
+            update: dict[str, Any] = {"warnings": (*record.warnings, f"Not compared with the base: {error}")}
+        else:
+            metrics = (*record.metrics, *(trial.metric for trial in found))
+            update = {"metrics": metrics, "findings": (*record.findings, *gains.findings(found))}
+        self._variants[variant_id] = record.model_copy(update=update)
+
+    def _with_results(self, variant_id: str) -> VariantRecord:
+        results = tuple(result for (owner, _), result in self._results.items() if owner == variant_id)
+        return self._variants[variant_id].model_copy(update={"results": results})
 
     def _one(self, check: Check, target: Target, variant_id: str) -> tuple[Result, str]:
         reason = missing_for(check, target)

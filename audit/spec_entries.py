@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import registry
 from .errors import AuditError
+from .gate_language import EVERY, OWN, parse_gate
 from .spec_problems import Problem, suggestion, validated
 from .yaml_lines import Location
 
@@ -73,18 +74,19 @@ def check_references(
 def _gate_problem(
     expression: str, checks: list[str], variants: list[str], metrics: Mapping[str, tuple[str, ...]]
 ) -> str:
-    from .gates import parse_gate  # here, because gates.py needs the record and this file must stay light
-
     try:
         gate = parse_gate(expression)
     except AuditError as error:
         return str(error)
-    if gate.check_id not in checks:
-        return f"gate {expression!r}: no check {gate.check_id!r}. {suggestion(gate.check_id, checks)}"
-    if gate.variant is not None and gate.variant not in variants:
-        return f"gate {expression!r}: no variant {gate.variant!r}. {suggestion(gate.variant, variants)}"
-    near = _misspelt(gate.metric, metrics.get(gate.check_id, ()))
-    return f"gate {expression!r}: no metric {gate.metric!r}. Did you mean {near!r}?" if near else ""
+    for address in gate.addresses:
+        if address.check not in checks and address.check != OWN:
+            return f"gate {expression!r}: no check {address.check!r}. {suggestion(address.check, checks)}"
+        if address.variant not in (None, EVERY, *variants):
+            return f"gate {expression!r}: no variant {address.variant!r}. {suggestion(str(address.variant), variants)}"
+        near = _misspelt(address.metric, metrics.get(address.check, ())) if address.label is None else ""
+        if near:
+            return f"gate {expression!r}: no metric {address.metric!r}. Did you mean {near!r}?"
+    return ""
 
 
 def _misspelt(metric: str, known: tuple[str, ...]) -> str:

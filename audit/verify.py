@@ -53,7 +53,7 @@ def verify(
     """
     record = read_record(directory)
     yield _digest(directory)
-    yield from consistent(record)
+    yield from consistent(record, directory)
     files = list(_evidence(record, directory))
     yield from files
     if not with_model:
@@ -65,7 +65,7 @@ def verify(
     yield from _on_model(record, directory, base, device or torch.device("cpu"))
 
 
-def consistent(record: AuditRecord) -> Iterator[Claim]:
+def consistent(record: AuditRecord, directory: Path) -> Iterator[Claim]:
     """Whether the record agrees with itself: spec hash, intervals, gates, verdict, ids."""
     yield Claim("the spec is the one that was hashed", stable_hash(record.spec) == record.spec_sha256)
     ids = [variant.id for variant in record.variants]
@@ -76,7 +76,7 @@ def consistent(record: AuditRecord) -> Iterator[Claim]:
             what = f"{variant.id}:{result.id}: each value lies in its interval"
             yield Claim(what, not wrong, ", ".join(wrong))
     try:
-        yield from _gates_again(record)
+        yield from _gates_again(record, directory)
     except (AuditError, ValueError, TypeError, KeyError) as error:
         yield Claim("the gates of the recorded spec can be read", False, str(error))
     yield Claim(
@@ -103,7 +103,7 @@ def _plausible(metric: Metric) -> bool:
     return in_interval and (metric.unit != "rate" or -slack <= value <= 1 + slack)
 
 
-def _gates_again(record: AuditRecord) -> Iterator[Claim]:
+def _gates_again(record: AuditRecord, directory: Path) -> Iterator[Claim]:
     """Judges each gate of the spec again from the recorded metrics; none may have been dropped in silence."""
     recorded = {gate.expression: gate for gate in record.gates}
     for entry in record.spec.get("gates", ()):
@@ -113,7 +113,9 @@ def _gates_again(record: AuditRecord) -> Iterator[Claim]:
         found = recorded.pop(gate.expression, None)
         what = f"gate {gate.expression}: the verdict follows from the metric"
         if found is not None:
-            yield Claim(what, evaluate_gate(gate, record.variants, confidence) == found)
+            ground = record.variants, confidence
+            again = evaluate_gate(gate, *ground, directory=directory, classes=record.data.classes)
+            yield Claim(what, again == found)
         elif not any(gate.expression in text for text in record.not_covered):
             yield Claim(what, False, "the spec has the gate, the record does not")
     yield from (Claim(f"gate {expression} is one of the spec", False) for expression in recorded)

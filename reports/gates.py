@@ -3,72 +3,79 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
 from .axes import Axis
 from .escaping import visible
-from .record import AuditRecord, Gate, Metric, Result
+from .record import AuditRecord, Gate, GatePart
 from .writing import interval, number
 
-_ADDRESS = re.compile(r"\s*(?:(?P<variant>[^\s:<>=!]+):)?(?P<check>[^\s.<>=!]+)\.(?P<metric>[^\s<>=!]+)")
-_OPERATOR = re.compile(r"(<=|>=|==|!=|<|>)")
 _WIDTH, _HEIGHT = 180, 26
 _ORDER = {"error": 0, "fail": 1, "inconclusive": 2, "pass": 3}
 
 
 @dataclass(frozen=True, slots=True)
 class GateRow:
-    """One gate, ready for a table."""
+    """One gate, or one condition of a gate, ready for a table; ``parts`` are the conditions of a gate with several."""
 
-    gate: Gate
-    check: str
-    unit: str
+    gate: GatePart
     value: str
     threshold: str
     bar: Markup
+    parts: tuple[GateRow, ...] = ()
 
 
 def gate_rows(record: AuditRecord) -> list[GateRow]:
     """All gates, those that did not pass first."""
-    rows = [gate_row(record, gate, index) for index, gate in enumerate(record.gates)]
+    rows = [gate_row(gate, f"gate-bar-{index + 1}") for index, gate in enumerate(record.gates)]
     return sorted(rows, key=lambda row: _ORDER[row.gate.verdict])
 
 
-def gate_row(record: AuditRecord, gate: Gate, index: int) -> GateRow:
+def gate_row(gate: GatePart, uid: str) -> GateRow:
     """One gate with its numbers written in the unit of its metric."""
-    check, metric = addressed(record, gate)
-    unit = metric.unit if metric else ""
+    parts = gate.parts if isinstance(gate, Gate) else ()
     return GateRow(
         gate=gate,
-        check=check.id if check else "",
-        unit=unit,
-        value=interval(gate.value, gate.ci_low, gate.ci_high, unit),
-        threshold=number(gate.threshold, unit),
-        bar=interval_bar(gate, unit, f"gate-bar-{index + 1}"),
+        value=gate_value(gate),
+        threshold=number(gate.threshold, gate.unit),
+        bar=interval_bar(gate, uid),
+        parts=tuple(gate_row(part, f"{uid}-{place + 1}") for place, part in enumerate(parts)),
     )
 
 
-def addressed(record: AuditRecord, gate: Gate) -> tuple[Result | None, Metric | None]:
-    """The result and metric that a gate's expression begins with; None where there is none."""
-    match = _ADDRESS.match(gate.expression)
-    if match is None:
-        return None, None
-    variant = record.variant(match["variant"] or gate.variant)
-    result = variant.result(match["check"]) if variant else None
-    return result, result.metric(match["metric"]) if result else None
+def gate_value(gate: GatePart) -> str:
+    """The value with its interval, in its unit."""
+    return interval(gate.value, gate.ci_low, gate.ci_high, gate.unit)
 
 
-def interval_bar(gate: Gate, unit: str, uid: str) -> Markup:
+def gates_note(record: AuditRecord) -> str:
+    """How far the verdicts can be trusted when there are several: what correction is needed, and what is not."""
+    judged = sum(max(1, len(gate.parts)) for gate in record.gates if gate.ci_low is not None)
+    if not judged:
+        return ""
+    note = (
+        "A condition passes when its whole 95 % interval is on the good side (for rates the exact one), so one that "
+        "does not hold passes in about 2.5 of 100 audits, a rate in at most that."
+    )
+    if judged == 1:
+        return note
+    return (
+        f"{note} All gates must pass, so this holds for the audit's pass as well, without correction. "
+        f"A condition just met can fail by chance in as many: of {judged} conditions, some would in up to "
+        f"{min(100.0, 2.5 * judged):g} of 100 audits (Bonferroni's bound)."
+    )
+
+
+def interval_bar(gate: GatePart, uid: str) -> Markup:
     """The interval as a line, the value as a dot, the threshold as a tick, the good side shaded."""
     if not _finite(gate.value) or not _finite(gate.threshold) or gate.value is None or gate.threshold is None:
         return Markup("")
     low, high = (gate.ci_low, gate.ci_high) if _finite(gate.ci_low, gate.ci_high) else (gate.value, gate.value)
-    axis = _axis(low or 0.0, high or 0.0, gate.value, gate.threshold, unit)
-    shade = _shade(gate.expression, axis(gate.threshold))
-    title = f"{interval(gate.value, gate.ci_low, gate.ci_high, unit)} against {number(gate.threshold, unit)}"
+    axis = _axis(low or 0.0, high or 0.0, gate.value, gate.threshold, gate.unit)
+    shade = _shade(gate.operator, axis(gate.threshold))
+    title = f"{gate_value(gate)} against {number(gate.threshold, gate.unit)}"
     return Markup(
         '<svg class="gatebar {verdict}" viewBox="0 0 {w} {h}" role="img" aria-labelledby="{id}">'
         '<title id="{id}">{title}</title>{shade}<path class="track" d="M0,13H{w}"/>'
@@ -98,11 +105,10 @@ def _axis(low: float, high: float, value: float, threshold: float, unit: str) ->
     return Axis("linear", bottom, top, 6, _WIDTH - 6)
 
 
-def _shade(expression: str, threshold: float) -> Markup:
-    operator = _OPERATOR.search(expression)
-    if operator is None or operator[1] in ("==", "!="):
+def _shade(operator: str, threshold: float) -> Markup:
+    if operator[:1] not in ("<", ">"):
         return Markup("")
-    above = operator[1].startswith(">")
+    above = operator.startswith(">")
     start, width = (threshold, _WIDTH - threshold) if above else (0.0, threshold)
     return Markup('<rect class="good" x="{}" y="5" width="{}" height="16"/>').format(_px(start), _px(width))
 

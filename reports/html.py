@@ -19,10 +19,10 @@ from . import writing
 from .category_charts import MOST_CATEGORIES
 from .chapters import Chapter, chapters, ordered_variants
 from .charts import chart_svg, legend_key
-from .comparison import trade_offs, variant_title
+from .comparison import own_rows, trade_offs, variant_title
 from .escaping import Anchors, shorten, visible
-from .findings import collect, limits, together, worst
-from .gates import gate_rows
+from .findings import OWN, collect, limits, together, worst
+from .gates import gate_rows, gates_note
 from .matrices import matrix_picture, shades
 from .pictures import data_uri, png
 from .record import AuditRecord, Matrix
@@ -48,11 +48,13 @@ def render_html(record: AuditRecord, directory: Path) -> str:
             chapters=parts,
             check_anchors=_check_anchors(parts),
             gates=gate_rows(record),
+            gates_note=gates_note(record),
             findings=found,
             worst=worst(found, base=variants[0].id if variants else ""),
             limits=limits(record),
             variants=variants,
             trade_offs=trade_offs(record, variants),
+            own_rows=own_rows(variants),
             spec=_yaml(record.model_dump(mode="json")["spec"]),
             reproduce=partial(_reproduce, record),
             uid=anchors.new,
@@ -64,7 +66,7 @@ def render_html(record: AuditRecord, directory: Path) -> str:
 
 
 def _check_anchors(parts: list[Chapter]) -> dict[str, str]:
-    return {group.check: group.anchor for chapter in parts for group in chapter.groups}
+    return {OWN: "defenses"} | {group.check: group.anchor for chapter in parts for group in chapter.groups}
 
 
 @cache

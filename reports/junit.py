@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from xml.etree import ElementTree
 
 from .escaping import visible
-from .gates import addressed
+from .gates import gate_value
 from .record import AuditRecord, Gate
-from .writing import interval, verdict_sentence
+from .writing import verdict_sentence
 
 
 def render_junit(record: AuditRecord) -> str:
@@ -36,11 +36,11 @@ def _gate_case(record: AuditRecord, gate: Gate) -> ElementTree.Element:
     if gate.verdict == "pass":
         return case
     tag = "error" if gate.verdict == "error" else "failure"
-    metric = addressed(record, gate)[1]
-    value = interval(gate.value, gate.ci_low, gate.ci_high, metric.unit if metric else "")
     count = f", n = {gate.n:,}" if gate.n is not None else ""
     problem = ElementTree.SubElement(case, tag, {"message": _clean(gate.reason or gate.verdict), "type": gate.verdict})
-    problem.text = _clean(f"{gate.expression} on {gate.variant}\nvalue {value}{count}\n{gate.reason}")
+    lines = [f"{gate.expression} on {gate.variant}", f"value {gate_value(gate)}{count}", gate.reason]
+    lines += [f"{part.verdict}: {part.expression}, value {gate_value(part)}" for part in gate.parts]
+    problem.text = _clean("\n".join(lines))
     return case
 
 

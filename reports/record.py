@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 Severity = Literal["critical", "high", "medium", "low", "info"]
 Status = Literal["ok", "error", "skipped"]
@@ -175,6 +175,22 @@ class Result(Part):
         return next((metric for metric in self.metrics if metric.name == name), None)
 
 
+class Change(Part):
+    """What a variant changed in one metric, judged sample by sample against the base on the same n samples."""
+
+    check: str = Field(description="Id of the result on both sides.")
+    metric: str
+    n: int
+    gained: int = Field(description="Samples whose outcome rose.")
+    lost: int = Field(description="Samples whose outcome fell.")
+    difference: float = Field(description="Mean of the variant less mean of the base.")
+    ci_low: float | None = None
+    ci_high: float | None = None
+    p: float | None = Field(description="Two-sided p-value of no change.")
+    p_adjusted: float | None = Field(description="After Holm's correction over all paired tests of the record.")
+    method: str = Field(description="McNemar, exact (with Tango's interval), or paired t.")
+
+
 class VariantRecord(Part):
     """The model under one treatment, and the results of every check on it."""
 
@@ -185,6 +201,8 @@ class VariantRecord(Part):
     parameters: dict[str, Any] = {}
     metrics: tuple[Metric, ...] = Field(default=(), description="Its own figures: parameters, epsilon, training cost.")
     figures: tuple[Figure, ...] = ()
+    findings: tuple[Finding, ...] = Field(default=(), description="What only shows beside the base.")
+    changes: tuple[Change, ...] = Field(default=(), description="Against the base, metric by metric; none on the base.")
     warnings: tuple[str, ...] = ()
     evidence: tuple[Evidence, ...] = ()
     status: Status = "ok"
@@ -196,8 +214,12 @@ class VariantRecord(Part):
         return next((result for result in self.results if result.id == check_id), None)
 
 
-class Gate(Part):
-    """One gate and how it came out."""
+class GatePart(Part):
+    """One condition and how it came out.
+
+    For a condition that compares two metrics, value and interval are those of the difference, and the threshold is
+    what the difference is held against.
+    """
 
     expression: str
     variant: str = "base"
@@ -206,8 +228,17 @@ class Gate(Part):
     ci_low: float | None = None
     ci_high: float | None = None
     threshold: float | None = None
+    operator: str = Field(default="", description=">=, >, <=, < or ==.")
+    unit: str = Field(default="", description="Of value and threshold, as for a metric.")
+    check: str = Field(default="", description="Id of the result that it speaks of.")
     n: int | None = None
     reason: str = ""
+
+
+class Gate(GatePart):
+    """One gate and how it came out; one of several conditions carries the numbers of the condition that decided."""
+
+    parts: tuple[GatePart, ...] = Field(default=(), description="Each condition, where the gate has several.")
 
 
 class ModelInfo(Part):
@@ -236,7 +267,7 @@ class DataInfo(Part):
 class AuditRecord(Part):
     """Everything an audit found."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
     name: str
     created: datetime
     seconds: float = 0.0

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from .errors import RecordError, ReportError
+from .migrate import migrate
 from .record import SCHEMA_VERSION, AuditRecord
 
 _SCHEMA_ID = "urn:auditorch:record:{version}"
@@ -27,7 +28,7 @@ def record_schema() -> dict[str, Any]:
 
 
 def read_record(path: Path | str) -> AuditRecord:
-    """Reads ``audit.json``, given its path or that of its folder.
+    """Reads ``audit.json``, given its path or that of its folder; records of older versions are migrated.
 
     Raises:
         RecordError: when it is missing, not JSON, malformed, or of a newer schema version.
@@ -35,11 +36,13 @@ def read_record(path: Path | str) -> AuditRecord:
     path = Path(path)
     path = path / "audit.json" if path.is_dir() else path
     data = _read(path)
-    _refuse_newer(_parse(data, path), path)
+    document = _parse(data, path)
+    _refuse_newer(document, path)
     try:
-        return AuditRecord.model_validate_json(data)
-    except ValidationError as error:
-        raise RecordError(f"{path} is not an audit record: {_problems(error)}") from None
+        return AuditRecord.model_validate_json(data if _is_present(document) else json.dumps(migrate(document)))
+    except (ValidationError, RecursionError) as error:
+        told = _problems(error) if isinstance(error, ValidationError) else "it is nested too deeply"
+        raise RecordError(f"{path} is not an audit record: {told}") from None
 
 
 def write_record(record: AuditRecord, path: Path | str) -> Path:
@@ -94,6 +97,10 @@ def _refuse_newer(document: dict[str, Any], path: Path) -> None:
             f"{path} has schema version {version}; this auditorch reads up to {SCHEMA_VERSION}. "
             "Install a newer one: pip install --upgrade auditorch"
         )
+
+
+def _is_present(document: dict[str, Any]) -> bool:
+    return document["schema_version"] == SCHEMA_VERSION
 
 
 def _problems(error: ValidationError, shown: int = 3) -> str:

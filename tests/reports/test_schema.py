@@ -13,6 +13,8 @@ from jsonschema import Draft202012Validator
 
 from .example import empty
 
+OLD = Path(__file__).parent / "data/record-v1.json"
+
 
 def test_record_round_trips(record: AuditRecord, tmp_path: Path) -> None:
     path = write_record(record, tmp_path / "audit.json")
@@ -36,14 +38,14 @@ def test_schema_accepts_records_and_refuses_others(record: AuditRecord, hostile_
         assert validator.is_valid(json.loads(good.model_dump_json()))
     document = json.loads(record.model_dump_json())
     assert not validator.is_valid({**document, "extra": 1})
-    assert not validator.is_valid({**document, "schema_version": 2})
+    assert not validator.is_valid({**document, "schema_version": 1})
     assert not validator.is_valid({**document, "seed": "zero"})
 
 
 def test_newer_schema_is_refused_with_advice(tmp_path: Path) -> None:
-    document = {**json.loads(empty().model_dump_json()), "schema_version": 2, "new_field": True}
+    document = {**json.loads(empty().model_dump_json()), "schema_version": 3, "new_field": True}
     (tmp_path / "audit.json").write_text(json.dumps(document))
-    with pytest.raises(RecordError, match=r"schema version 2; this auditorch reads up to 1.*pip install --upgrade"):
+    with pytest.raises(RecordError, match=r"schema version 3; this auditorch reads up to 2.*pip install --upgrade"):
         read_record(tmp_path)
 
 
@@ -89,3 +91,27 @@ def test_failed_write_leaves_no_parts(tmp_path: Path) -> None:
     with pytest.raises(ReportError, match="cannot write"):
         write_record(empty(), tmp_path / "audit.json")
     assert [entry.name for entry in tmp_path.iterdir()] == ["audit.json"]
+
+
+def test_a_record_of_version_1_is_migrated() -> None:
+    raw = json.loads(OLD.read_text())
+    assert raw["schema_version"] == 1
+    record = read_record(OLD)
+    assert record.schema_version == 2
+    assert [(gate.check, gate.operator, gate.unit) for gate in record.gates] == [
+        ("performance", ">=", "rate"),
+        ("linf", ">=", "rate"),
+        ("linf", ">=", "rate"),
+    ]
+    assert [gate.expression for gate in record.gates] == [gate["expression"] for gate in raw["gates"]]
+    metrics = [len(result.metrics) for variant in record.variants for result in variant.results]
+    assert metrics == [len(result["metrics"]) for variant in raw["variants"] for result in variant["results"]]
+    assert Draft202012Validator(record_schema()).is_valid(json.loads(record.model_dump_json()))
+
+
+@pytest.mark.parametrize("gates", [7, [7], [{}], [{"expression": 3}], [{"expression": "a.b >= 1", "variant": []}]])
+def test_a_malformed_record_of_version_1_is_refused_clearly(gates: object, tmp_path: Path) -> None:
+    document = {**json.loads(OLD.read_text()), "gates": gates, "variants": {"not": "a list"}}
+    (tmp_path / "audit.json").write_text(json.dumps(document))
+    with pytest.raises(RecordError, match="is not an audit record"):
+        read_record(tmp_path)
