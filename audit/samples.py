@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 
 class Inputs(Protocol):
-    """Raw inputs by position: ``inputs[indices]`` gives an array of images ``(b, h, w[, c])`` or rows ``(b, d)``.
+    """Raw inputs by position: ``inputs[indices]`` gives an array of images ``(b, h, w[, c])``, rows ``(b, d)``, or
+    texts (object ``(b,)`` of strings, ``(b, 2)`` for pairs).
 
     An in-memory or memory-mapped array satisfies it; an image folder reads only the files asked for.
     """
@@ -26,13 +27,15 @@ class Samples:
     """Raw inputs (before any preprocessing, which belongs to the target), labels, ids.
 
     Attributes:
-        inputs: images uint8 0..255 or float 0..1, shape ``(n, h, w)``, ``(n, h, w, c)`` or ``(n, c, h, w)``.
+        inputs: images uint8 0..255 or float 0..1, shape ``(n, h, w)``, ``(n, h, w, c)`` or ``(n, c, h, w)``; texts as
+            objects ``(n,)``, or ``(n, 2)`` for pairs.
         labels: int64 ``(n,)``, 0..k-1.
         ids: int64 ``(n,)``, stable under selection and order: random streams are keyed by them.
         names: what a person reads for each sample (file name or row number).
         classes: names of the k classes.
         source: path or factory, as the spec gives it.
         sha256: hash of the data in full (before ``limit``), so that evidence can be tied to it.
+        columns: what else is known of each sample, ``(n,)`` by name: the other columns of a table.
     """
 
     inputs: Inputs
@@ -42,6 +45,7 @@ class Samples:
     classes: tuple[str, ...]
     source: str
     sha256: str
+    columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -54,6 +58,7 @@ class Samples:
             labels=self.labels[index],
             ids=self.ids[index],
             names=[self.names[i] for i in index],
+            columns={name: values[index] for name, values in self.columns.items()},
         )
 
     def batches(self, size: int) -> Iterator[tuple[Any, NDArray[np.int64]]]:

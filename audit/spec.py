@@ -39,6 +39,10 @@ class Preprocessing(_Part):
         default=None, description="Images are resized to this: one number for squares, or [height, width]."
     )
 
+    max_length: Annotated[int, Field(ge=1, le=1_000_000)] | None = Field(
+        default=None, description="Texts are cut to so many tokens; the tokenizer's own limit when left out."
+    )
+
     @model_validator(mode="after")
     def _lengths_agree(self) -> Preprocessing:
         if len(self.mean) != len(self.std):
@@ -74,8 +78,15 @@ class ModelSpec(_Part):
 class DataSpec(_Part):
     """The samples to audit on: exactly one of ``source`` and ``factory``."""
 
-    source: _Text | None = Field(default=None, description="An .npz file, or a folder with one sub-folder per class.")
+    source: _Text | None = Field(
+        default=None,
+        description="An .npz file, a folder with one sub-folder per class, or a table of texts (csv, jsonl, parquet).",
+    )
     factory: _Text | None = Field(default=None, description="Python that gives (inputs, labels): file.py:callable.")
+    text: _Text | tuple[_Text, _Text] | None = Field(
+        default=None, description="Column of the texts, or two columns for pairs; found by common names when left out."
+    )
+    label: _Text | None = Field(default=None, description="Column of the labels; found by common names when left out.")
     limit: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="Use a random subset of this size, chosen by the seed."
     )

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ..errors import DataError, UnsupportedError
+from ..errors import DataError
 from ..samples import Inputs, Samples
 from ..spec import Spec
 from .arrays import read_arrays
+from .huggingface import class_names, is_huggingface
 from .images import ImageFolder, read_folder
 from .python_factory import load_factory
+from .tables_of_text import read_text_table, text_array
 from .validate import check_inputs, check_labels
 
 
@@ -31,6 +34,7 @@ class Loaded:
     sha256: str
     classes: tuple[str, ...] = ()
     names: Sequence[str] = ()
+    columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
 
 def load_samples(spec: Spec, source: str | None = None, classes: tuple[str, ...] | None = None) -> Samples:
@@ -41,12 +45,9 @@ def load_samples(spec: Spec, source: str | None = None, classes: tuple[str, ...]
         classes: names of the classes where they are known (those of the target).
 
     Raises:
-        UnsupportedError: for text.
         DataError: when the data is missing, empty, or has shapes, labels or values that no model can take.
     """
-    if spec.model.modality == "text":
-        raise UnsupportedError("model.modality text is not supported yet; choose image or tabular")
-    named = classes or spec.data.classes or spec.model.classes
+    named = classes or spec.data.classes or spec.model.classes or _classes_of_model(spec)
     place = source or spec.data.source or spec.data.factory or ""
     samples = _validated(_read(spec, source, named), spec, place, named)
     return samples if source is not None or spec.data.limit is None else subset(samples, spec.data.limit, spec.seed)
@@ -65,16 +66,27 @@ def digits(k: int) -> tuple[str, ...]:
     return tuple(str(i) for i in range(k))
 
 
+def _classes_of_model(spec: Spec) -> tuple[str, ...] | None:
+    """Names that a Hugging Face folder gives its classes: labels that are names must be numbered as the model does."""
+    if spec.model.modality != "text" or spec.model.source is None:
+        return None
+    path = spec.resolve(spec.model.source)
+    return (class_names(path) or None) if is_huggingface(path) else None
+
+
 def _read(spec: Spec, source: str | None, named: tuple[str, ...] | None) -> Loaded | Samples:
     if source is None and spec.data.factory is not None:
-        return _from_factory(spec.data.factory, spec.data.arguments, spec.base_dir)
+        return _from_factory(spec.data.factory, spec.data.arguments, spec)
     path = source or spec.data.source or ""
     if ".py:" in path:
-        return _from_factory(path, {}, spec.base_dir)
+        return _from_factory(path, {}, spec)
     return _from_path(spec.resolve(path), spec, named)
 
 
 def _from_path(path: Path, spec: Spec, named: tuple[str, ...] | None) -> Loaded:
+    if spec.model.modality == "text":
+        table = read_text_table(path, spec.data.text, spec.data.label, named)
+        return Loaded(table.texts, table.labels, table.sha256, table.classes, columns=table.columns)
     if path.is_dir() and not any(path.glob("*.npy")):
         try:
             folder = read_folder(path, spec.model.preprocessing.size, named)
@@ -87,23 +99,26 @@ def _from_path(path: Path, spec: Spec, named: tuple[str, ...] | None) -> Loaded:
     return Loaded(arrays.inputs, arrays.labels, arrays.sha256, arrays.classes)
 
 
-def _from_factory(name: str, arguments: dict[str, Any], base_dir: Path) -> Loaded | Samples:
-    result = load_factory(name, base_dir, DataError)(arguments)
+def _from_factory(name: str, arguments: dict[str, Any], spec: Spec) -> Loaded | Samples:
+    result = load_factory(name, spec.base_dir, DataError)(arguments)
     if isinstance(result, Samples):
         return result
     if not isinstance(result, tuple | list) or len(result) != 2:
         raise DataError(f"{name} returned {type(result).__name__}; it must return (inputs, labels) or Samples")
-    inputs, labels = (np.asarray(part) for part in result)
+    texts = spec.model.modality == "text"
+    inputs, labels = (text_array(result[0], name) if texts else np.asarray(result[0])), np.asarray(result[1])
     digest = hashlib.sha256()
     for array in (inputs, labels):
         digest.update(f"{array.dtype}{array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
+        # Objects would be hashed by their addresses.
+        plain = array.astype("U") if array.dtype == object else array
+        digest.update(np.ascontiguousarray(plain).tobytes())
     return Loaded(inputs, labels, digest.hexdigest())
 
 
 def _validated(loaded: Loaded | Samples, spec: Spec, place: str, named: tuple[str, ...] | None) -> Samples:
     labels = check_labels(loaded.labels, len(loaded.inputs), place)
-    if not isinstance(loaded.inputs, ImageFolder):
+    if not isinstance(loaded.inputs, ImageFolder) and spec.model.modality != "text":
         check_inputs(loaded.inputs, spec.model.modality, spec.data.layout, place)
     classes = named or loaded.classes or digits(max(int(labels.max()) + 1, 2))
     if labels.max() >= len(classes):
@@ -114,7 +129,7 @@ def _validated(loaded: Loaded | Samples, spec: Spec, place: str, named: tuple[st
         _check_ids(loaded, place)
         return replace(loaded, labels=labels, classes=classes)
     names = loaded.names or Rows(len(labels))
-    return Samples(loaded.inputs, labels, np.arange(len(labels)), names, classes, place, loaded.sha256)
+    return Samples(loaded.inputs, labels, np.arange(len(labels)), names, classes, place, loaded.sha256, loaded.columns)
 
 
 def _check_ids(samples: Samples, place: str) -> None:

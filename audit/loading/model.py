@@ -21,6 +21,7 @@ from .encode import ImageEncode, TableEncode
 from .normalized import Normalized
 from .probe import probe
 from .python_factory import Factory, load_factory
+from .text_model import TextModel, read_text_model, truncation
 from .torchscript import read_torchscript
 from .weights import load_weights, read_weights
 
@@ -48,6 +49,8 @@ def load_target(spec: Spec, device: torch.device, samples: Samples) -> Target:
         UnsupportedError: for a ``source`` that is not supported yet.
         DataError: when the labels exceed the model's classes.
     """
+    if spec.model.modality == "text":
+        return _text_target(spec, device, samples)
     body, identity, warnings = _body(spec)
     module = _normalized(body, spec.model.preprocessing).to(device).eval()
     encode = _encode(spec)
@@ -65,6 +68,24 @@ def load_target(spec: Spec, device: torch.device, samples: Samples) -> Target:
     )
 
 
+def _text_target(spec: Spec, device: torch.device, samples: Samples) -> Target:
+    found: TextModel = read_text_model(spec, spec.model.classes or spec.data.classes)
+    module = found.module.to(device).eval()
+    probed = probe(module, found.encode, samples, device)
+    classes = _classes(spec, replace(samples, classes=found.classes or samples.classes), probed.k)
+    return Target(
+        module=probed.module,
+        encode=found.encode,
+        classes=classes,
+        modality="text",
+        bounds=(0.0, 1.0),
+        device=device,
+        sha256=_identity(spec, [*found.origin, _state_hash(module)], classes),
+        access=found.access,
+        warnings=(*probed.warnings, *truncation(found.encode, samples)),
+    )
+
+
 def describe_target(target: Target, spec: ModelSpec) -> ModelInfo:
     """What the record says of the model."""
     body = inner(target.module)
@@ -75,14 +96,16 @@ def describe_target(target: Target, spec: ModelSpec) -> ModelInfo:
         modality=target.modality,
         access=tuple(sorted(target.access)),
         parameters=sum(parameter.numel() for parameter in body.parameters()),
-        architecture=type(body).__qualname__,
+        architecture=type(getattr(target.encode, "pipeline", body)).__qualname__,
         trusted=spec.trust,
     )
 
 
 def inner(module: nn.Module) -> nn.Module:
     """The user's module inside the wrappers that loading put around it."""
-    while type(module).__module__.startswith(__name__.rpartition(".")[0]) and isinstance(module.body, nn.Module):
+    while type(module).__module__.startswith(__name__.rpartition(".")[0]) and isinstance(
+        getattr(module, "body", None), nn.Module
+    ):
         module = module.body
     return module
 

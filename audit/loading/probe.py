@@ -55,7 +55,7 @@ class Float32(nn.Module):
         self.dtype = dtype
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.body(x.to(self.dtype)).float()
+        return self.body(x.to(self.dtype) if x.is_floating_point() else x).float()
 
 
 class LogProbabilities(nn.Module):
@@ -78,7 +78,7 @@ def probe(module: nn.Module, encode: Encode, samples: Samples, device: torch.dev
     index = np.linspace(0, len(samples) - 1, min(_PROBES, len(samples))).astype(np.int64)
     x = encode(samples.inputs[np.unique(index)]).to(device)
     dtype = _precision(module)
-    module, logits = _logits(module, x.to(dtype))
+    module, logits = _logits(module, x.to(dtype) if x.is_floating_point() else x)
     _check_shape(logits, len(x))
     if not logits.is_floating_point():
         raise ModelError(f"the model returns {_dtype(logits)}: it must return logits as floats, not class numbers")

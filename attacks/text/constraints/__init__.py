@@ -1,0 +1,1 @@
+"""What an edited text must keep: each constraint compares it with the original."""

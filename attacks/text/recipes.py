@@ -1,0 +1,227 @@
+"""The text attacks by name, each with the edits, constraints and search of its paper."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+
+from torch import Tensor
+
+from ..errors import UnsupportedError
+from .attack import TextAttack
+from .constraints.base import Constraint
+from .constraints.edit_distance import EditDistance
+from .constraints.meaning import Fluency, PartOfSpeech, Similarity
+from .constraints.stopwords import KEEP_STOPWORDS
+from .constraints.words import MaxWordsChanged, Protected, ShortestWord
+from .resources.misspellings import misspellings
+from .resources.places import glove_folder, misspellings_file, wordnet_folder
+from .resources.vectors import glove
+from .resources.wordnet import WordNet, wordnet
+from .search import Genetic, Greedy, Importance, Search
+from .transformations.characters import Characters
+from .transformations.hotflip import HotFlip
+from .transformations.keyboard import Keyboard
+from .transformations.masked import Masked
+from .transformations.misspelt import Misspelt
+from .transformations.neighbours import Neighbours
+from .transformations.synonyms import Synonyms
+from .transformations.unicode_tricks import Homoglyphs, Invisible, Whitespace
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """Where recipes find what they need; each is read only when a recipe asks for it.
+
+    Attributes:
+        wordnet: folder of WordNet's files; None: where its packages put it.
+        vectors: folder of word vectors; None: where the package puts it.
+        misspellings: file of common misspellings; None: where the package puts it.
+        words: whole words of the model's vocabulary and their embeddings ``(n, d)``, for gradient attacks.
+    """
+
+    wordnet: Path | None = None
+    vectors: Path | None = None
+    misspellings: Path | None = None
+    words: Callable[[], tuple[tuple[str, ...], Tensor]] | None = None
+
+    def read_wordnet(self) -> WordNet:
+        return wordnet(wordnet_folder(self.wordnet))
+
+    def guard(self) -> WordNet | None:
+        """WordNet for refusing antonyms where it is there at all."""
+        try:
+            return self.read_wordnet()
+        except UnsupportedError:
+            if self.wordnet is not None:
+                raise
+            return None
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Constraints that a user sets on top of a recipe's own.
+
+    Attributes:
+        max_changed: share of the words that may be edited; None: as many as the recipe likes.
+        protect: words that stay.
+        similarity: smallest cosine of sentence embeddings; None: not asked.
+        fluency: nats per token that a language model may find the text less likely; None: not asked.
+        search: replaces the recipe's own search.
+    """
+
+    max_changed: float | None = None
+    protect: tuple[str, ...] = ()
+    similarity: float | None = None
+    fluency: float | None = None
+    search: Search | None = None
+
+
+def deepwordbug(_: Resources) -> TextAttack:
+    """Swapped, substituted, deleted and inserted characters; edit distance at most 30 (arXiv 1801.04354)."""
+    return TextAttack((Characters(tries=1),), (KEEP_STOPWORDS, EditDistance(30)), Importance("unk"))
+
+
+def characters(_: Resources) -> TextAttack:
+    """Every way to edit a character of a word, most important words first; edit distance at most 30."""
+    return TextAttack((Characters(tries=6),), (KEEP_STOPWORDS, ShortestWord(3), EditDistance(30)), Importance("delete"))
+
+
+def typos(_: Resources) -> TextAttack:
+    """Slips on the keyboard: at most a quarter of the words, as a person in a hurry would make."""
+    return TextAttack((Keyboard(), Characters(("swap",), 3)), (ShortestWord(3), MaxWordsChanged(0.25)))
+
+
+def misspelt(resources: Resources) -> TextAttack:
+    """Common misspellings of at most half of the words, from the list of the package ``nlpaug``."""
+    known = misspellings(misspellings_file(resources.misspellings))
+    return TextAttack((Misspelt(known),), (MaxWordsChanged(0.5),))
+
+
+def homoglyphs(_: Resources) -> TextAttack:
+    """Letters replaced by look-alikes of other scripts (arXiv 2106.09898)."""
+    return TextAttack((Homoglyphs(),))
+
+
+def invisible(_: Resources) -> TextAttack:
+    """Characters of no width put into words (arXiv 2106.09898)."""
+    return TextAttack((Invisible(),))
+
+
+def whitespace(_: Resources) -> TextAttack:
+    """Words split by blanks."""
+    return TextAttack((Whitespace(),), (ShortestWord(2),))
+
+
+def pwws(resources: Resources) -> TextAttack:
+    """WordNet synonyms in the order of saliency times gain (PWWS, Ren et al., ACL 2019)."""
+    return TextAttack((Synonyms(resources.read_wordnet()),), (KEEP_STOPWORDS,), Importance("saliency"))
+
+
+def textfooler(resources: Resources) -> TextAttack:
+    """Neighbours in word vectors of the same part of speech, without antonyms (in the manner of arXiv 1907.11932)."""
+    known = resources.read_wordnet()
+    edits = Neighbours(glove(glove_folder(resources.vectors)), known)
+    return TextAttack((edits,), (KEEP_STOPWORDS, PartOfSpeech(known.parts_of_speech)), Importance("delete"))
+
+
+def masked(resources: Resources) -> TextAttack:
+    """Words that a masked language model finds likely (in the manner of BAE, arXiv 2004.01970)."""
+    guard = resources.guard()
+    tags = (PartOfSpeech(guard.parts_of_speech),) if guard else ()
+    edits = Masked(guard.opposed if guard else None)
+    return TextAttack((edits,), (KEEP_STOPWORDS, *tags), Importance("delete"), frozenset({"masked"}))
+
+
+def genetic(resources: Resources) -> TextAttack:
+    """A population of texts with words exchanged for neighbours (Alzantot et al., arXiv 1804.07998)."""
+    edits = Neighbours(glove(glove_folder(resources.vectors)), resources.guard(), most=8)
+    return TextAttack((edits,), (KEEP_STOPWORDS, MaxWordsChanged(0.2)), Genetic())
+
+
+def hotflip(resources: Resources) -> TextAttack:
+    """Words that the gradient points to, most sensitive places first (arXiv 1712.06751)."""
+    if resources.words is None:
+        raise UnsupportedError("hotflip needs the model's vocabulary: a tokenizer with whole words, and an embedding")
+    words, vectors = resources.words()
+    if not words:
+        raise UnsupportedError("hotflip needs whole words in the tokenizer's vocabulary, and this one has none")
+    edits = HotFlip(words, vectors)
+    search = Importance("gradient")
+    return TextAttack((edits,), (KEEP_STOPWORDS, MaxWordsChanged(0.2)), search, frozenset({"gradients"}))
+
+
+RECIPES: Mapping[str, Callable[[Resources], TextAttack]] = MappingProxyType(
+    {
+        "deepwordbug": deepwordbug,
+        "characters": characters,
+        "typos": typos,
+        "misspelt": misspelt,
+        "homoglyphs": homoglyphs,
+        "invisible": invisible,
+        "whitespace": whitespace,
+        "pwws": pwws,
+        "textfooler": textfooler,
+        "masked": masked,
+        "genetic": genetic,
+        "hotflip": hotflip,
+    }
+)
+
+SEARCHES: Mapping[str, Search] = MappingProxyType(
+    {
+        "importance": Importance("delete"),
+        "importance_unk": Importance("unk"),
+        "saliency": Importance("saliency"),
+        "gradient": Importance("gradient"),
+        "greedy": Greedy(),
+        "beam": Greedy(width=4),
+        "genetic": Genetic(),
+        "random": Importance("random"),
+    }
+)
+
+
+def build(name: str, resources: Resources | None = None, limits: Limits | None = None) -> TextAttack:
+    """The attack of that name, under further limits.
+
+    Raises:
+        UnsupportedError: for an unknown name, or a resource that is not on this machine.
+    """
+    if name not in RECIPES:
+        raise UnsupportedError(f"unknown text attack {name!r}: choose one of {', '.join(RECIPES)}")
+    attack = RECIPES[name](resources or Resources())
+    limits = limits or Limits()
+    search = limits.search or attack.search
+    needed = set(attack.services)
+    if isinstance(search, Importance) and search.ranking == "gradient":
+        needed.add("gradients")
+    needed |= {"sentences"} if limits.similarity is not None else set()
+    needed |= {"fluency"} if limits.fluency is not None else set()
+    constraints = (*_limits(limits), *attack.constraints)
+    # Those that ask a model come last: what plain ones refuse costs nothing.
+    ordered = (*_plain(constraints), *_costly(constraints))
+    return replace(attack, constraints=ordered, search=search, services=frozenset(needed))
+
+
+def _limits(limits: Limits) -> list[Constraint]:
+    found: list[Constraint] = []
+    if limits.max_changed is not None:
+        found.append(MaxWordsChanged(limits.max_changed))
+    if limits.protect:
+        found.append(Protected.of(limits.protect))
+    if limits.similarity is not None:
+        found.append(Similarity(limits.similarity))
+    if limits.fluency is not None:
+        found.append(Fluency(limits.fluency))
+    return found
+
+
+def _costly(constraints: Sequence[Constraint]) -> list[Constraint]:
+    return [one for one in constraints if isinstance(one, Similarity | Fluency)]
+
+
+def _plain(constraints: Sequence[Constraint]) -> list[Constraint]:
+    return [one for one in constraints if not isinstance(one, Similarity | Fluency)]

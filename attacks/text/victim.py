@@ -1,0 +1,95 @@
+"""The model under attack as a service: versions of texts in, scores out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .scheduler import in_batches
+
+Raw = str | tuple[str, str]
+Logits = Callable[[Sequence[Raw]], Tensor]
+"""Raw texts (or pairs of texts) to logits ``(n, k)``."""
+
+_STEP = 1e-4
+
+
+@dataclass(slots=True)
+class Victim:
+    """Scores versions of the samples' texts.
+
+    Attributes:
+        logits: the model on raw inputs.
+        raws: the samples; in pairs one text is attacked and the other stays.
+        column: which text of a pair is attacked, 0 or 1.
+        goals: the label to leave, or with ``targeted`` the class to reach, for each sample.
+        batch_size: rows given to the model at a time.
+        forwards: rows given to the model so far.
+    """
+
+    logits: Logits
+    raws: Sequence[Raw]
+    goals: Sequence[int]
+    targeted: bool = False
+    column: int = 1
+    batch_size: int = 128
+    forwards: int = field(default=0)
+
+    def compose(self, row: int, text: str) -> Raw:
+        """The sample with another text in the attacked column."""
+        raw = self.raws[row]
+        if isinstance(raw, str):
+            return text
+        return (text, raw[1]) if self.column == 0 else (raw[0], text)
+
+    def text(self, row: int) -> str:
+        """The text of a sample that is attacked."""
+        raw = self.raws[row]
+        return raw if isinstance(raw, str) else raw[self.column]
+
+    def outputs(self, rows: Sequence[int], texts: Sequence[str]) -> Tensor:
+        """Float32 logits ``(m, k)`` for versions of the samples' texts, similar lengths together."""
+        raws = [self.compose(row, text) for row, text in zip(rows, texts, strict=True)]
+        lengths = [len(raw) if isinstance(raw, str) else len(raw[0]) + len(raw[1]) for raw in raws]
+        found: Tensor | None = None
+        for batch in in_batches(lengths, self.batch_size):
+            part = self.logits([raws[i] for i in batch]).float().cpu()
+            found = part.new_empty(len(raws), part.shape[1]) if found is None else found
+            found[torch.tensor(batch)] = part
+        self.forwards += len(raws)
+        return torch.empty(0, 0) if found is None else found
+
+    def __call__(self, rows: Sequence[int], texts: Sequence[Any]) -> list[tuple[float, bool]]:
+        """Score and whether the model is broken, for each version."""
+        if not texts:
+            return []
+        logits = self.outputs(rows, texts)
+        goal = torch.tensor([self.goals[row] for row in rows])
+        return judged(logits, goal, targeted=self.targeted)
+
+
+def judged(logits: Tensor, goal: Tensor, *, targeted: bool) -> list[tuple[float, bool]]:
+    """For each row of logits ``(m, k)``: the score, in whole steps of 1e-4, and whether the goal is reached.
+
+    NaN never counts as success.
+    """
+    log_p = logits.double().log_softmax(1)
+    own = log_p.gather(1, goal[:, None])[:, 0]
+    score = (own if targeted else -own).nan_to_num(nan=-1e6, posinf=1e6, neginf=-1e6)
+    reached = broken(logits, goal, targeted=targeted)
+    return list(zip((score / _STEP).round().mul(_STEP).tolist(), reached.tolist(), strict=True))
+
+
+def broken(logits: Tensor, goal: Tensor, *, targeted: bool) -> Tensor:
+    """Bool ``(m,)``: whether each row of logits errs, or reaches the target. Ties and NaN do not count.
+
+    The margin must exceed a hair of the logits' size, so that a batch of another size finds the same.
+    """
+    own = logits.gather(1, goal[:, None])[:, 0]
+    rest = logits.scatter(1, goal[:, None], float("-inf")).amax(1)
+    margin = (own - rest) if targeted else (rest - own)
+    return margin > 1e-5 * logits.abs().amax(1).clamp_min(1)

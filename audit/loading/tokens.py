@@ -1,0 +1,125 @@
+"""From texts to the tensors that a text model reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ModelError
+
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class HuggingFaceEncode:
+    """Texts, or pairs of texts, as int64 ``(n, 3, t)``: token ids, attention mask, token types.
+
+    Attributes:
+        tokenizer: of the ``transformers`` library.
+        max_length: longer texts are cut to so many tokens.
+    """
+
+    tokenizer: Any = field(repr=False)
+    max_length: int
+
+    def __call__(self, raw: Any, /) -> Tensor:
+        texts = as_texts(raw)
+        if not texts:
+            return torch.zeros(0, 3, 1, dtype=torch.int64)
+        found = self._tokens(texts)
+        ids = found["input_ids"]
+        mask = found.get("attention_mask", torch.ones_like(ids))
+        return torch.stack([ids, mask, found.get("token_type_ids", torch.zeros_like(ids))], 1)
+
+    def _tokens(self, texts: Sequence[Any], **options: Any) -> Any:
+        columns = ([a for a, _ in texts], [b for _, b in texts]) if isinstance(texts[0], tuple) else (list(texts),)
+        return self.tokenizer(
+            *columns, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt", **options
+        )
+
+    def too_long(self, texts: Sequence[Any]) -> int:
+        """How many of the texts are cut."""
+        columns = ([a for a, _ in texts], [b for _, b in texts]) if isinstance(texts[0], tuple) else (list(texts),)
+        ids = self.tokenizer(*columns, truncation=False, verbose=False)["input_ids"]
+        return sum(len(one) > self.max_length for one in ids)
+
+    def offsets(self, texts: Sequence[Any], column: int) -> list[list[Span]] | None:
+        """For each token of each text the characters of the given column that it stands for; (0, 0) for none.
+
+        None where the tokenizer does not say.
+        """
+        if not getattr(self.tokenizer, "is_fast", False):
+            return None
+        found = self._tokens(texts, return_offsets_mapping=True)
+        spans = found["offset_mapping"].tolist()
+        if not isinstance(texts[0], tuple):
+            return [[(a, b) for a, b in one] for one in spans]
+        owners = [found.sequence_ids(i) for i in range(len(texts))]
+        return [
+            [(a, b) if owner == column else (0, 0) for (a, b), owner in zip(one, own, strict=True)]
+            for one, own in zip(spans, owners, strict=True)
+        ]
+
+    def words(self) -> dict[str, int]:
+        """Tokens that are whole words when they stand after a blank, with their ids."""
+        vocabulary = self.tokenizer.get_vocab()
+        marked = any(token.startswith("Ġ") for token in vocabulary), any(token.startswith("▁") for token in vocabulary)
+        mark = "Ġ" if marked[0] else "▁" if marked[1] else ""
+        found = {token.removeprefix(mark): i for token, i in vocabulary.items() if token.startswith(mark)}
+        return {word: i for word, i in sorted(found.items(), key=lambda item: item[1]) if word.isalpha()}
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEncode:
+    """What a factory's own tokenizer makes of texts: int64 ``(n, t)``, padded within the batch.
+
+    Attributes:
+        tokenizer: callable on a list of texts (or pairs); it may have ``offsets(texts)``, the characters that each
+            token stands for, and ``vocabulary``, ids of words, which gradient attacks need.
+    """
+
+    tokenizer: Callable[[list[Any]], Any] = field(repr=False)
+
+    def __call__(self, raw: Any, /) -> Tensor:
+        ids = self.tokenizer(as_texts(raw))
+        ids = ids["input_ids"] if isinstance(ids, Mapping) else ids
+        ids = torch.as_tensor(ids)
+        if ids.dim() < 2 or len(ids) != len(raw) or ids.is_floating_point():
+            raise ModelError(
+                f"the tokenizer returns {ids.dtype} of shape {tuple(ids.shape)} for {len(raw)} texts: it must return "
+                "token ids, int64 (n, t)"
+            )
+        return ids.long()
+
+    def offsets(self, texts: Sequence[Any], column: int) -> list[list[Span]] | None:
+        """As of the tokenizer; None where it has none, or texts are pairs."""
+        del column  # of a single text
+        if not hasattr(self.tokenizer, "offsets") or isinstance(texts[0], tuple):
+            return None
+        return self.tokenizer.offsets(list(texts))
+
+    def words(self) -> dict[str, int]:
+        return dict(getattr(self.tokenizer, "vocabulary", {}))
+
+
+class HuggingFaceClassifier(nn.Module):
+    """A ``transformers`` sequence classifier as a module from ``(n, 3, t)`` to logits ``(n, k)``."""
+
+    def __init__(self, body: nn.Module, *, token_types: bool) -> None:
+        super().__init__()
+        self.body = body
+        self.token_types = token_types
+
+    def forward(self, x: Tensor) -> Tensor:
+        types = {"token_type_ids": x[:, 2]} if self.token_types else {}
+        return self.body(input_ids=x[:, 0], attention_mask=x[:, 1], **types).logits
+
+
+def as_texts(raw: Any) -> list[Any]:
+    """A batch of raw inputs as a list of strings, or of pairs of strings."""
+    items = raw.tolist() if hasattr(raw, "tolist") else list(raw)
+    return [item if isinstance(item, str) else tuple(item) for item in items]
