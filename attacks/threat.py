@@ -25,7 +25,7 @@ def parse_eps(eps: float | str) -> float:
     """
     try:
         value = float(Fraction(eps.strip())) if isinstance(eps, str) else float(eps)
-    except (ValueError, ZeroDivisionError) as error:
+    except (TypeError, ValueError, ZeroDivisionError) as error:
         raise UnsupportedError(f"eps is {eps!r}: write a number or a fraction such as 8/255") from error
     if not 0 <= value < float("inf"):
         raise UnsupportedError(f"eps is {eps!r}: it must be a finite number >= 0")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import fnmatch
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from .record import AuditRecord, Chart, Line, Metric, Result, VariantRecord
-from .writing import metric_label
+from .findings import OWN
+from .record import AuditRecord, Change, Chart, Line, Metric, Result, VariantRecord
+from .writing import metric_label, number
 
 _HEADLINES: dict[str, tuple[str, ...]] = {
     "performance": ("accuracy", "balanced_accuracy", "f1_macro", "ece"),
@@ -17,17 +18,23 @@ _HEADLINES: dict[str, tuple[str, ...]] = {
     "evasion": ("clean_accuracy", "robust_accuracy", "attack_success_rate"),
     "membership": ("tpr_at_fpr_0.001", "tpr_at_fpr_0.01", "auc", "advantage"),
 }
+_ALPHA = 0.05
 _MOST_HEADLINES = 8
 _MOST_OVERLAID = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A metric on one variant; ``change`` is better or worse when its interval and the base's do not touch."""
+    """A metric on one variant.
+
+    ``change`` is better or worse: by the paired test where the samples are the same, otherwise when its interval and
+    the base's do not touch. ``detail`` says by how much.
+    """
 
     metric: Metric | None
     status: str
     change: str = ""
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +50,20 @@ class MetricRow:
     n: int | None
 
 
-def metric_rows(check: str, results: Sequence[Result | None]) -> list[MetricRow]:
-    """Every metric of one check, one row each; ``results`` are the same check on each variant, base first."""
-    present = [metric for result in results if result for metric in result.metrics]
-    return [_row(check, name, results) for name in dict.fromkeys(metric.name for metric in present)]
+def metric_rows(check: str, variants: Sequence[VariantRecord]) -> list[MetricRow]:
+    """Every metric of one check, one row each; the base is the first of ``variants``."""
+    results = [variant.result(check) for variant in variants]
+    changes = [{change.metric: change for change in variant.changes if change.check == check} for variant in variants]
+    columns = [
+        _Column(result.status if result else "missing", result.metrics if result else (), paired)
+        for result, paired in zip(results, changes, strict=True)
+    ]
+    return _rows(check, columns)
+
+
+def own_rows(variants: Sequence[VariantRecord]) -> list[MetricRow]:
+    """What each variant is and costs: its own metrics, one row each; the base is the first of ``variants``."""
+    return _rows(OWN, [_Column("ok", variant.metrics, {}) for variant in variants])
 
 
 def headline_names(kind: str, rows: Sequence[MetricRow], gated: set[str]) -> list[str]:
@@ -151,19 +168,60 @@ def variant_title(variant: VariantRecord) -> str:
     return variant.title or variant.id
 
 
-def _row(check: str, name: str, results: Sequence[Result | None]) -> MetricRow:
-    metrics = [result.metric(name) if result else None for result in results]
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """The metrics of one variant, and which of them were compared with the base sample by sample."""
+
+    status: str
+    metrics: tuple[Metric, ...]
+    changes: Mapping[str, Change]
+
+    def metric(self, name: str) -> Metric | None:
+        return next((metric for metric in self.metrics if metric.name == name), None)
+
+
+def _rows(check: str, columns: Sequence[_Column]) -> list[MetricRow]:
+    names = dict.fromkeys(metric.name for column in columns for metric in column.metrics)
+    return [_row(check, name, columns) for name in names]
+
+
+def _row(check: str, name: str, columns: Sequence[_Column]) -> MetricRow:
+    metrics = [column.metric(name) for column in columns]
     known = [metric for metric in metrics if metric]
-    base = metrics[0]
-    cells = tuple(
-        Cell(metric, result.status if result else "missing", _change(base, metric) if index else "")
-        for index, (metric, result) in enumerate(zip(metrics, results, strict=True))
-    )
+    cells = [Cell(metrics[0], columns[0].status)]
+    cells += [_cell(metrics[0], column.metric(name), column) for column in columns[1:]]
     methods = tuple(dict.fromkeys(metric.method for metric in known if metric.method))
-    return MetricRow(check, name, metric_label(known[0]), cells, known[0].higher_is_better, methods, known[0].n)
+    return MetricRow(check, name, metric_label(known[0]), tuple(cells), known[0].higher_is_better, methods, known[0].n)
 
 
-def _change(base: Metric | None, metric: Metric | None) -> str:
+def _cell(base: Metric | None, metric: Metric | None, column: _Column) -> Cell:
+    paired = column.changes.get(metric.name) if metric else None
+    if metric is None or paired is None:
+        return Cell(metric, column.status, _apart(base, metric))
+    return Cell(metric, column.status, _direction(paired, metric), paired_text(paired, metric.unit))
+
+
+def _direction(change: Change, metric: Metric) -> str:
+    if metric.higher_is_better is None or change.p_adjusted is None or change.p_adjusted >= _ALPHA:
+        return ""
+    return "better" if (change.difference > 0) == metric.higher_is_better else "worse"
+
+
+def paired_text(change: Change, unit: str) -> str:
+    """``+3.2 (+1.0 to +5.4), p = 0.004``, rates in percentage points."""
+    share = unit == "rate"
+    ends = [change.difference, change.ci_low, change.ci_high]
+    parts = ["–" if value is None else f"{100 * value:+.1f}" if share else f"{value:+.3g}" for value in ends]
+    text = f"{parts[0]}{' points' if share else ''} ({parts[1]} to {parts[2]})"
+    return text if change.p_adjusted is None else f"{text}, {p_text(change.p_adjusted)}"
+
+
+def p_text(p: float) -> str:
+    """``p = 0.012``, or ``p < 0.001``."""
+    return "p < 0.001" if p < 0.001 else f"p = {number(round(p, 3))}"
+
+
+def _apart(base: Metric | None, metric: Metric | None) -> str:
     """``better`` or ``worse`` when the two 95 % intervals do not touch and the metric has a good side."""
     bounds = [v for m in (base, metric) if m for v in (m.ci_low, m.ci_high)]
     if base is None or metric is None or metric.higher_is_better is None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from .record import AuditRecord, Finding
 
 SEVERITIES = ("critical", "high", "medium", "low", "info")
+OWN = "variant"
+"""In place of a check's id: findings of a variant itself, from the comparison with the base."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +24,10 @@ class FoundOn:
 def collect(record: AuditRecord) -> list[FoundOn]:
     """All findings: by severity, then in the order of the record, the base before its variants."""
     found: dict[tuple[str, Finding], list[str]] = {}
-    kinds: dict[str, str] = {}
+    kinds = {OWN: OWN}
     for variant in record.variants:
+        for finding in variant.findings:
+            found.setdefault((OWN, finding), []).append(variant.id)
         for result in variant.results:
             kinds.setdefault(result.id, result.check)
             for finding in result.findings:

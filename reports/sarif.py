@@ -50,16 +50,17 @@ def rule_id(entry: FoundOn) -> str:
 def _rule(record: AuditRecord, entry: FoundOn) -> dict[str, Any]:
     finding = entry.finding
     result = _source(record, entry)
-    lines = [finding.remedy or "See the report for method and evidence.", *result.references]
+    summary, references, standards = (result.summary, result.references, result.standards) if result else ("", (), ())
+    lines = [finding.remedy or "See the report for method and evidence.", *references]
     return {
         "id": rule_id(entry),
         "name": _pascal(finding.title),
         "shortDescription": {"text": one_line(finding.title) or "Finding"},
-        "fullDescription": {"text": visible(result.summary or finding.detail) or "Finding"},
+        "fullDescription": {"text": visible(summary or finding.detail) or "Finding"},
         "help": {"text": visible("\n".join(lines)), "markdown": _markdown(lines)},
         "defaultConfiguration": {"level": _LEVELS[finding.severity]},
         "properties": {
-            "tags": list(dict.fromkeys(["security", *map(one_line, (*finding.standards, *result.standards))])),
+            "tags": list(dict.fromkeys(["security", *map(one_line, (*finding.standards, *standards))])),
             "security-severity": _SECURITY_SEVERITY[finding.severity],
             "precision": "high",
         },
@@ -122,9 +123,10 @@ def _uri(record: AuditRecord) -> str:
     return quote(path.encode("utf-8", "replace"), safe="/") or "model"
 
 
-def _source(record: AuditRecord, entry: FoundOn) -> Result:
+def _source(record: AuditRecord, entry: FoundOn) -> Result | None:
+    """The result that holds the finding; None for a finding of the variant itself."""
     results = (variant.result(entry.check) for variant in record.variants if variant.id in entry.variants)
-    return next(result for result in results if result and entry.finding in result.findings)
+    return next((result for result in results if result and entry.finding in result.findings), None)
 
 
 def _version(record: AuditRecord) -> str:
