@@ -21,6 +21,7 @@ from .chapters import Chapter, chapters, ordered_variants
 from .charts import chart_svg, legend_key
 from .comparison import own_rows, trade_offs, variant_title
 from .escaping import Anchors, shorten, visible
+from .excerpts import marked_pieces
 from .findings import OWN, collect, limits, together, worst
 from .gates import gate_rows, gates_note
 from .matrices import matrix_picture, shades
@@ -40,29 +41,30 @@ def render_html(record: AuditRecord, directory: Path) -> str:
     parts = chapters(record, directory, anchors)
     found = collect(record)
     variants = ordered_variants(record)
-    return (
-        _environment()
-        .get_template("report.html.jinja")
-        .render(
-            record=record,
-            chapters=parts,
-            check_anchors=_check_anchors(parts),
-            gates=gate_rows(record),
-            gates_note=gates_note(record),
-            findings=found,
-            worst=worst(found, base=variants[0].id if variants else ""),
-            limits=limits(record),
-            variants=variants,
-            trade_offs=trade_offs(record, variants),
-            own_rows=own_rows(variants),
-            spec=_yaml(record.model_dump(mode="json")["spec"]),
-            reproduce=partial(_reproduce, record),
-            uid=anchors.new,
-            csp=_content_policy(),
-            style=Markup(_asset("report.css")),  # noqa: S704 - our own file
-            script=Markup(_asset("report.js")),  # noqa: S704 - our own file
-        )
+    return page(
+        "report.html.jinja",
+        title=f"{record.name}: {writing.verdict_word(record.verdict)} – audit report",
+        record=record,
+        chapters=parts,
+        check_anchors=_check_anchors(parts),
+        gates=gate_rows(record),
+        gates_note=gates_note(record),
+        findings=found,
+        worst=worst(found, base=variants[0].id if variants else ""),
+        limits=limits(record),
+        variants=variants,
+        trade_offs=trade_offs(record, variants),
+        own_rows=own_rows(variants),
+        spec=_yaml(record.model_dump(mode="json")["spec"]),
+        reproduce=partial(_reproduce, record),
+        uid=anchors.new,
     )
+
+
+def page(template: str, **content: Any) -> str:
+    """A page of ``templates/`` with our style and our one script in it."""
+    dress = {"csp": _content_policy(), "style": Markup(_asset("report.css")), "script": Markup(_asset("report.js"))}  # noqa: S704 - our own files
+    return _environment().get_template(template).render(**content, **dress)
 
 
 def _check_anchors(parts: list[Chapter]) -> dict[str, str]:
@@ -100,6 +102,7 @@ def _environment() -> Environment:
         "confusions": confusions_table,
         "is_numeric": is_numeric,
         "legend_key": legend_key,
+        "marked_pieces": marked_pieces,
         "matrix_image": _matrix_image,
         "matrix_is_large": lambda matrix: len(matrix.labels) > _LARGEST_MATRIX,
         "most_categories": MOST_CATEGORIES,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 
 from .chapters import ordered_variants
 from .comparison import gated_metrics, headline_names, metric_rows, variant_title
@@ -39,11 +40,18 @@ def text(value: str, longest: int = _LONGEST) -> str:
     return re.sub(r"(?i)(\w+:)(?=//)|(www)(?=\.)|(mailto|xmpp)(?=:)", lambda match: f"{match[0]}\u200b", escaped)
 
 
+def table_of(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table whose cells cannot leave their place."""
+    lines = [f"| {' | '.join(text(cell) for cell in row)} |" for row in (columns, *rows)]
+    return "\n".join([lines[0], f"|{'---|' * len(columns)}", *lines[1:]])
+
+
 def _gates(record: AuditRecord) -> list[str]:
     if not record.gates:
         return []
     head = "| | Gate | Variant | Value (95 % interval) | n | Reason |\n|---|---|---|---:|---:|---|"
-    return ["\n".join([head, *(_gate(row) for row in gate_rows(record))])]
+    rows = [one for row in gate_rows(record) for one in (row, *row.parts)]
+    return ["\n".join([head, *(_gate(row) for row in rows)])]
 
 
 def _gate(row: GateRow) -> str:
@@ -80,7 +88,7 @@ def _metrics(record: AuditRecord) -> list[str]:
     checks = {result.id: result.check for variant in variants for result in variant.results}
     lines = []
     for check, kind in checks.items():
-        rows = metric_rows(check, [variant.result(check) for variant in variants])
+        rows = metric_rows(check, variants)
         names = headline_names(kind, rows, gated_metrics(record, check))
         for row in (row for row in rows if row.name in names):
             cells = [metric_text(cell.metric) if cell.metric else text(cell.status) for cell in row.cells]
