@@ -13,7 +13,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ..reports.record import Evidence
-from .checks.base import Progress
+from .checks.base import ModelFiles, Progress
 from .errors import OutputError, UnsupportedError
 from .loading.data import load_samples
 from .samples import Samples
@@ -80,6 +80,23 @@ class RunContext:
     def path(self, source: str) -> Path:
         """Where a file that the spec names lies."""
         return self.sources.spec.resolve(source)
+
+    def model_files(self) -> ModelFiles:
+        """What the model is loaded from, as the spec names it."""
+        model = self.sources.spec.model
+        place = (model.factory or "").rpartition(":")[0]
+        in_package = bool(model.factory) and not place.endswith(".py")
+        remote = model.source is not None and "://" in model.source
+        return ModelFiles(
+            code=(place,) if model.factory and not in_package else (),
+            weights=tuple(name for name in (model.weights, None if remote else model.source) if name),
+            elsewhere=tuple(name for name in (place if in_package else None, model.source if remote else None) if name),
+            trusted=model.trust,
+        )
+
+    def scratch(self, name: str) -> Path:
+        """``results/<variant>.<owner>.<name>`` in the output folder, for work that a killed run can go on with."""
+        return self.directory / "results" / f"{self.variant}.{self.owner}.{name}"
 
 
 def write_evidence(directory: Path, path: str, kind: str, tensors: Mapping[str, Tensor]) -> Evidence:

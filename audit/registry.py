@@ -23,6 +23,8 @@ BUILTIN: dict[Kind, dict[str, str]] = {
         "shift": "audit.checks.shift:Shift",
         "patch": "audit.checks.patch:PatchCheck",
         "universal": "audit.checks.universal:Universal",
+        "model_file": "audit.checks.model_file:ModelFile",
+        "text_evasion": "audit.checks.text_evasion:TextEvasion",
     },
     "attacks": {
         "fgsm": "attacks.evasion.fgsm:FGSM",
@@ -53,6 +55,8 @@ BUILTIN: dict[Kind, dict[str, str]] = {
     "defenses": {
         "adversarial_training": "audit.variants.adversarial_training:AdversarialTrainingVariant",
         "regularization": "audit.variants.regularization:RegularizationVariant",
+        "fine_tuning": "audit.variants.fine_tuning:FineTuningVariant",
+        "distillation": "audit.variants.distillation:DistillationVariant",
         "dp_sgd": "audit.variants.dp_sgd:DPSGDVariant",
     },
 }

@@ -25,6 +25,23 @@ class Progress(Protocol):
     def advance(self, amount: float = 1.0) -> None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """What the model is loaded from, as the spec names it.
+
+    Attributes:
+        code: Python files that build it.
+        weights: files and folders that hold weights, or the whole model.
+        elsewhere: what is no local file: an installed package, a service.
+        trusted: the spec allows formats that can run code.
+    """
+
+    code: tuple[str, ...] = ()
+    weights: tuple[str, ...] = ()
+    elsewhere: tuple[str, ...] = ()
+    trusted: bool = False
+
+
 class Context(Protocol):
     """What the runner gives a check besides target and samples."""
 
@@ -47,6 +64,14 @@ class Context(Protocol):
 
     def path(self, source: str) -> Path:
         """Where a file that the spec names lies (relative to the spec's folder unless absolute)."""
+        ...
+
+    def model_files(self) -> ModelFiles:
+        """What the model is loaded from."""
+        ...
+
+    def scratch(self, name: str) -> Path:
+        """Where unfinished work may be kept between runs, such as a training's checkpoint; no part of the record."""
         ...
 
 

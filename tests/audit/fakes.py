@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from auditorch.audit.checks.base import Progress
+from auditorch.audit.checks.base import ModelFiles, Progress
 from auditorch.audit.samples import Samples
 from auditorch.audit.target import Target
 from auditorch.reports.record import Evidence
@@ -137,6 +137,7 @@ class FakeContext:
     variant: str = "base"
     sources: Mapping[str, Samples] = field(default_factory=dict)
     progress: Progress = field(default_factory=FakeProgress)
+    models: ModelFiles = field(default_factory=ModelFiles)
 
     def evidence(self, kind: str, tensors: Mapping[str, Tensor], name: str = "") -> Evidence:
         stem = f"{self.check}-{name}" if name else self.check
@@ -157,3 +158,9 @@ class FakeContext:
 
     def path(self, source: str) -> Path:
         return self.root / source
+
+    def model_files(self) -> ModelFiles:
+        return self.models
+
+    def scratch(self, name: str) -> Path:
+        return self.root / "scratch" / name
