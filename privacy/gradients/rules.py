@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .shares import KEPT_NUMBERS, Deferred, Formed, Lookup, Outer, Share, matrix_share
+from .shares import KEPT_NUMBERS, Arranged, Deferred, Formed, Lookup, Share, matrix_share, squared
 
 Shares = dict[str, Share]
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -129,6 +129,9 @@ def _sequences(values: Tensor, records: int) -> Tensor:
 
 # Convolutions
 
+_IN_CACHE = 2**19
+"""Numbers of the patches that are copied out at once: 2 MiB in float32."""
+
 
 def _convolution(layer: nn.Module, seen: Tensor, back: Tensor, records: int) -> Shares:
     assert isinstance(layer, Convolution)
@@ -144,35 +147,54 @@ def _convolution(layer: nn.Module, seen: Tensor, back: Tensor, records: int) -> 
 
 def _kernel_share(layer: Convolution, seen: Tensor, back: Tensor, records: int) -> Share:
     """Per record, the product of what came back with the patches that the kernel saw; kept if it is small enough."""
-    shape = layer.weight.shape
-    views = len(seen) // records
-    if len(seen) == records and layer.groups == 1 and prod(back.shape[2:]) == 1:
-        patches = _patches(layer, seen)
-        return _viewed(Outer(patches.flatten(1), back.flatten(1)), shape)
-
-    def form(start: int, stop: int) -> Tensor:
-        rows = slice(start * views, stop * views)
-        patches, returned = _patches(layer, seen[rows]), back[rows].flatten(2).unflatten(1, (layer.groups, -1))
-        gradients = returned @ patches.transpose(2, 3)  # (rows, groups, out / groups, in / groups * kernel)
-        gradients = gradients.view(stop - start, views, *shape)
-        return gradients.squeeze(1) if views == 1 else gradients.sum(1)
-
+    last = _channels_last(layer, seen)
+    arrange = lambda gradients: _arranged(layer, gradients, last=last)  # noqa: E731
     if records * layer.weight.numel() <= KEPT_NUMBERS:
-        return Formed(form(0, records))
-    chunk = max(1, KEPT_NUMBERS // layer.weight.numel())
-    norms = torch.cat(
-        [Formed(form(start, min(start + chunk, records))).squared_norms() for start in range(0, records, chunk)]
-    )
-    return Deferred(norms, lambda weights: _kernel_sum(layer, seen, back, weights), lambda: form(0, records))
-
-
-def _viewed(share: Share, shape: torch.Size) -> Share:
-    """A matrix share for a parameter of another shape with the same numbers."""
+        return Arranged(Formed(_kernel_gradients(layer, seen, back, records)), arrange)
+    views = len(seen) // records
+    at_once = max(1, KEPT_NUMBERS // layer.weight.numel())
+    parts = [rows.split(at_once * views) for rows in (seen, back)]
+    norms = [squared(_kernel_gradients(layer, x, g, len(x) // views)) for x, g in zip(*parts, strict=True)]
     return Deferred(
-        share.squared_norms(),
-        lambda weights: share.weighted_sum(weights).view(shape),
-        lambda: share.per_record().view(-1, *shape),
+        torch.cat(norms),
+        lambda weights: _kernel_sum(layer, seen, back, weights),
+        lambda: arrange(_kernel_gradients(layer, seen, back, records)),
     )
+
+
+def _kernel_gradients(layer: Convolution, seen: Tensor, back: Tensor, records: int) -> Tensor:
+    """Per record the product of ``back`` and the patches, ``(records, out, in / groups * kernel)`` in the order of
+    the patches: a few records at a time, so that one small buffer, which stays in the cache, holds the patches."""
+    places, kernel = prod(back.shape[2:]), layer.weight[0].numel()
+    patches = _patches(layer, seen)
+    rows, groups = patches.shape[:2]
+    returned = back.reshape(rows * groups, -1, places)
+    out = returned.new_empty(rows * groups, returned.shape[1], kernel)
+    chunk = rows if seen.is_cuda else min(rows, max(1, _IN_CACHE // patches[0].numel()))
+    buffer = seen.new_empty(chunk, *patches.shape[1:])
+    for start in range(0, rows, chunk):
+        stop = min(start + chunk, rows)
+        filled = buffer[: stop - start].copy_(patches[start:stop])
+        part = slice(start * groups, stop * groups)
+        if _channels_last(layer, seen):
+            torch.bmm(returned[part], filled.view(-1, places, kernel), out=out[part])
+        else:
+            torch.bmm(returned[part], filled.view(-1, kernel, places).transpose(1, 2), out=out[part])
+    out = out.view(records, -1, layer.out_channels, kernel)
+    return out.squeeze(1) if rows == records else out.sum(1)
+
+
+def _channels_last(layer: Convolution, seen: Tensor) -> bool:
+    """Which order of a patch has the longer runs of neighbours in memory, and so is copied faster."""
+    return layer.kernel_size[-1] * layer.in_channels // layer.groups >= seen.shape[-1] // layer.stride[-1]
+
+
+def _arranged(layer: Convolution, gradients: Tensor, *, last: bool) -> Tensor:
+    """From the order of the patches to the kernel's own."""
+    if not last:
+        return gradients.view(-1, *layer.weight.shape)
+    apart = gradients.view(len(gradients), layer.out_channels, *layer.kernel_size, -1)
+    return apart.movedim(-1, 2).contiguous()
 
 
 def _kernel_sum(layer: Convolution, seen: Tensor, back: Tensor, weights: Tensor) -> Tensor:
@@ -205,28 +227,17 @@ def _padded(layer: Convolution, seen: Tensor) -> Tensor:
 
 
 def _patches(layer: Convolution, seen: Tensor) -> Tensor:
-    """Each place of the kernel as a column: ``(rows, groups, in / groups * kernel, places)``."""
-    if seen.ndim == 5:
-        columns = _volume_patches(layer, seen)
-    else:
-        flat = seen.ndim == 3
-        lift = lambda size: (1, *size) if flat else size  # noqa: E731
-        image = seen.unsqueeze(2) if flat else seen
-        columns = functional.unfold(
-            image, lift(layer.kernel_size), dilation=lift(layer.dilation), stride=lift(layer.stride)
-        )
-    return columns.unflatten(1, (layer.groups, -1))
-
-
-def _volume_patches(layer: Convolution, seen: Tensor) -> Tensor:
-    """``unfold`` for volumes, which torch lacks: ``(rows, in * kernel, places)``."""
-    for axis, (size, stride, dilation) in enumerate(
-        zip(layer.kernel_size, layer.stride, layer.dilation, strict=True), start=2
-    ):
+    """What the kernel sees at each place, as a view: ``(rows, groups, *places, *kernel, in / groups)`` with the
+    channels last, ``(rows, groups, in / groups, *kernel, *places)`` otherwise."""
+    last = _channels_last(layer, seen)
+    axes = range(2, seen.ndim)
+    if last:
+        seen = seen.movedim(1, -1).contiguous().movedim(-1, 1)
+    for axis, size, stride, dilation in zip(axes, layer.kernel_size, layer.stride, layer.dilation, strict=True):
         seen = seen.unfold(axis, dilation * (size - 1) + 1, stride)[..., ::dilation]
-    rows, channels = seen.shape[:2]
-    places = prod(seen.shape[2:5])
-    return seen.permute(0, 1, 5, 6, 7, 2, 3, 4).reshape(rows, channels * prod(layer.kernel_size), places)
+    seen = seen.unflatten(1, (layer.groups, -1))
+    places, kernel = range(3, axes.stop + 1), range(axes.stop + 1, seen.ndim)
+    return seen.permute(0, 1, *places, *kernel, 2) if last else seen.permute(0, 1, 2, *kernel, *places)
 
 
 _RULES: dict[type[nn.Module], Rule] = {

@@ -21,6 +21,11 @@ KEPT_NUMBERS = 2**24
 """Most numbers that one parameter's gradients per record may take up: 64 MiB in float32."""
 
 
+def squared(values: Tensor) -> Tensor:
+    """Squared l2 norm ``(b,)`` of each row of ``(b, …)``; no copy of the values is made."""
+    return torch.linalg.vector_norm(values.flatten(1), dim=1).square()
+
+
 class Share(ABC):
     """What the records of a batch contribute to the gradient of one parameter."""
 
@@ -44,8 +49,7 @@ class Formed(Share):
     gradients: Tensor
 
     def squared_norms(self) -> Tensor:
-        flat = self.gradients.flatten(1)
-        return torch.linalg.vecdot(flat, flat)
+        return squared(self.gradients)
 
     def weighted_sum(self, weights: Tensor) -> Tensor:
         shape = self.gradients.shape[1:]
@@ -68,7 +72,7 @@ class Outer(Share):
     back: Tensor
 
     def squared_norms(self) -> Tensor:
-        return torch.linalg.vecdot(self.seen, self.seen) * torch.linalg.vecdot(self.back, self.back)
+        return squared(self.seen) * squared(self.back)
 
     def weighted_sum(self, weights: Tensor) -> Tensor:
         return (self.back * weights.unsqueeze(1)).T @ self.seen
@@ -125,7 +129,7 @@ class Lookup(Share):
         places, place = keys.flatten().unique(return_inverse=True)
         back = self._kept().flatten(0, 1)
         sums = back.new_zeros(len(places), back.shape[1]).index_add_(0, place, back)
-        return back.new_zeros(b).index_add_(0, places // self.rows, torch.linalg.vecdot(sums, sums))
+        return back.new_zeros(b).index_add_(0, places // self.rows, squared(sums))
 
     def weighted_sum(self, weights: Tensor) -> Tensor:
         back = (self._kept() * weights.view(-1, 1, 1)).flatten(0, 1)
@@ -136,6 +140,27 @@ class Lookup(Share):
         keys = self.index + torch.arange(b, device=self.index.device).unsqueeze(1) * self.rows
         flat = self.back.new_zeros(b * self.rows, d).index_add_(0, keys.flatten(), self._kept().flatten(0, 1))
         return flat.view(b, self.rows, d)
+
+
+@dataclass(slots=True)
+class Arranged(Share):
+    """A share whose numbers lie in another order than the parameter's.
+
+    Args:
+        arrange: from ``(b, …)`` in the order of the share to ``(b, *shape)``.
+    """
+
+    share: Share
+    arrange: Callable[[Tensor], Tensor]
+
+    def squared_norms(self) -> Tensor:
+        return self.share.squared_norms()
+
+    def weighted_sum(self, weights: Tensor) -> Tensor:
+        return self.arrange(self.share.weighted_sum(weights).unsqueeze(0)).squeeze(0)
+
+    def per_record(self) -> Tensor:
+        return self.arrange(self.share.per_record())
 
 
 @dataclass(slots=True)

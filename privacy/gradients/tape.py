@@ -98,11 +98,13 @@ class Tape:
             self._speak()
 
     def gradients(self, loss: Tensor) -> RecordGradients:
-        """Goes back from ``loss``, the sum of the records' losses, once. Call it while recording.
+        """Goes back from ``loss``, the sum of the records' losses, once. Call it while recording; ``grad`` is cleared.
 
         Raises:
             UnsupportedError: when a trained parameter takes no part, or is used outside its layer's forward pass.
         """
+        for parameter in self._parameters:
+            parameter.grad = None
         # Autocast would round the products from which norms and sums follow, also in the hooks.
         with torch.autocast(loss.device.type, enabled=False):
             loss.backward()
@@ -273,10 +275,10 @@ class _Anchored(torch.autograd.Function):
     """Makes a tensor part of the graph although nothing before it takes gradients; later in-place work is allowed."""
 
     @staticmethod
-    def forward(ctx: Any, out: Tensor, anchor: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(ctx: Any, out: Tensor, _: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx.mark_dirty(out)
         return out
 
     @staticmethod
-    def backward(ctx: Any, *back: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(_: Any, *back: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         return back[0], None

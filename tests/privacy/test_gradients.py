@@ -116,7 +116,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
     "linear on sequences": (lambda: Net(nn.Linear(4, 5), features=6), images(6, 4)),
     "linear on long sequences": (lambda: Net(nn.Linear(2, 3), features=40), images(40, 2)),
     "conv1d": (lambda: Net(nn.Conv1d(4, 6, 3, stride=2, padding=1, dilation=2, groups=2), features=6), images(4, 13)),
-    "conv2d": (lambda: Net(nn.Conv2d(2, 4, 3, padding=1), nn.Tanh(), nn.Conv2d(4, 6, 2, 2), features=6), images(2, 6, 7)),
+    "conv2d": (lambda: Net(nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(4, 6, 2, 2), features=6), images(2, 6, 7)),
     "conv2d uneven": (
         lambda: Net(nn.Conv2d(4, 6, (3, 2), stride=(1, 2), padding=(2, 0), dilation=(1, 2), groups=2), features=6),
         images(4, 6, 7),
@@ -127,9 +127,12 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
         images(2, 5, 5),
     ),
     "conv2d on one place": (lambda: Net(nn.Conv2d(2, 4, 5), features=4), images(2, 5, 5)),
-    "conv3d": (lambda: Net(nn.Conv3d(2, 4, 2, stride=(1, 2, 1), padding=1, dilation=(2, 1, 1), groups=2), features=4), images(2, 4, 4, 5)),
+    "conv3d": (
+        lambda: Net(nn.Conv3d(2, 4, 2, stride=(1, 2, 1), padding=1, dilation=(2, 1, 1), groups=2), features=4),
+        images(2, 4, 4, 5),
+    ),
     "group norm": (lambda: Net(nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), features=4), images(1, 5, 5)),
-    "instance norm": (lambda: Net(nn.Conv2d(1, 4, 3), nn.InstanceNorm2d(4, affine=True), features=4), images(1, 5, 5)),
+    "instance norm": (lambda: Net(nn.Conv2d(1, 4, 3, bias=False), nn.InstanceNorm2d(4, affine=True), features=4), images(1, 5, 5)),
     "layer norm": (lambda: Net(nn.LayerNorm((4, 3)), nn.LayerNorm(3, bias=False), features=6), images(6, 4, 3)),
     "rms norm": (lambda: nn.Sequential(nn.RMSNorm(4), nn.Linear(4, 3)), images(4)),
     "attention": (lambda: Attention(batch_first=True), images(6, 8)),
@@ -231,10 +234,11 @@ def test_a_record_is_all_of_its_views(name: str) -> None:
 @pytest.mark.filterwarnings("ignore:Full backward hook is firing")
 @pytest.mark.parametrize(
     "name",
-    [
+    [  # without what Opacus cannot do or gets wrong (1.6.0: padding by wrapping, LayerNorm without bias)
         name
         for name in CASES
-        if not name.startswith(("no rule", "attention", "transf", "pos", "tied", "in pl", "layer norm", "conv2d circ"))
+        if name not in ("layer norm", "conv2d circular", "in place", "tied and used twice", "transformer")
+        and not name.startswith(("no rule", "attention", "positions"))
     ],
 )
 def test_equals_opacus(name: str) -> None:
@@ -269,7 +273,7 @@ def test_frozen_parameters_have_no_share() -> None:
     module, x, y = case("conv2d")
     body = module.get_submodule("body")
     body[0].requires_grad_(False)  # pyright: ignore[reportIndexIssue]
-    body[2].bias.requires_grad_(False)  # pyright: ignore[reportIndexIssue]
+    body[1].bias.requires_grad_(False)  # pyright: ignore[reportIndexIssue]
     found = recorded(module, x, y)
     assert len(found.shares) == 3
     compare(found, one_by_one(module, x, y))
