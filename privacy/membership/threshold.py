@@ -30,7 +30,7 @@ def membership_scores(
     if logits.ndim != 2 or y.shape != logits.shape[:1]:
         raise UnsupportedError(f"logits have shape {logits.shape} and labels {y.shape}: expected (n, k) and (n,)")
     rows = np.arange(len(y))
-    log_p = _log_probabilities(logits.astype(np.float64))
+    log_p = log_probabilities(logits.astype(np.float64))
     match kind:
         case "loss":
             return log_p[rows, y]
@@ -46,7 +46,7 @@ def membership_scores(
             raise UnsupportedError(f"score is {kind!r}: choose one of {', '.join(SCORE_KINDS)}")
 
 
-def _log_probabilities(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+def log_probabilities(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     """Log-softmax whose highest entry keeps its relative precision near 0, where log(1 + s) of a tiny s is lost."""
     rows, top = np.arange(len(logits)), logits.argmax(1)
     shifted = logits - logits[rows, top][:, None]

@@ -1,0 +1,199 @@
+"""Shadow models side by side against in turn, and what they find that a loss threshold does not.
+
+The target is a small network that overfits half of some thousand Fashion-MNIST pictures; the others are non-members.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from auditorch.attacks.statistics import auc_interval
+from auditorch.privacy.membership.augment import Augmentations
+from auditorch.privacy.membership.lira import LiRA
+from auditorch.privacy.membership.rmia import RMIA
+from auditorch.privacy.membership.roc import tpr_at_fpr
+from auditorch.privacy.membership.statistics import References, label_log_probability, scaled_confidence
+from auditorch.privacy.shadow.fresh import fresh
+from auditorch.privacy.shadow.training import ShadowConfig, fit, train_shadows
+from models import fashion_mnist
+from numpy.typing import NDArray
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+
+
+def digits() -> tuple[Tensor, Tensor]:
+    data = load_digits()
+    return torch.from_numpy(data.data).float().div(16).view(-1, 1, 8, 8), torch.from_numpy(data.target)
+
+
+def networks() -> dict[str, tuple[nn.Module, int]]:
+    """Each with the side of its pictures."""
+    return {
+        "MLP 64-64-64-10": (
+            nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)),
+            8,
+        ),
+        "CNN 8-16, 8 x 8": (
+            nn.Sequential(
+                nn.Conv2d(1, 8, 3, padding=1),
+                nn.ReLU(),
+                nn.MaxPool2d(2),
+                nn.Conv2d(8, 16, 3, padding=1),
+                nn.ReLU(),
+                nn.MaxPool2d(2),
+                nn.Flatten(),
+                nn.Linear(64, 10),
+            ),
+            8,
+        ),
+        "CNN with BatchNorm, 8 x 8": (
+            nn.Sequential(
+                nn.Conv2d(1, 8, 3, padding=1, bias=False),
+                nn.BatchNorm2d(8),
+                nn.ReLU(inplace=True),
+                nn.MaxPool2d(2),
+                nn.Flatten(),
+                nn.Linear(128, 10),
+            ),
+            8,
+        ),
+        "small CNN, 28 x 28": (cnn(), 28),
+    }
+
+
+def cnn() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 5, stride=2, padding=2),
+        nn.ReLU(),
+        nn.Conv2d(8, 16, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(784, 64),
+        nn.ReLU(),
+        nn.Linear(64, 10),
+    )
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 10))
+
+
+def speed(repeats: int, models: int, batch_size: int, epochs: int) -> None:
+    print(
+        f"\nprocessor seconds for {models} models, batch {batch_size}, one thread; best of {repeats} in alternation\n"
+    )
+    print("| network | in turn | vmap | batched products | gain of auto | largest difference of logits |")
+    print("|---|---|---|---|---|---|")
+    x_digits, y = digits()
+    x_large = nn.functional.interpolate(x_digits, 28)
+    for name, (network, side) in networks().items():
+        x = x_digits if side == 8 else x_large
+        config = ShadowConfig(models=models, epochs=epochs, batch_size=batch_size)
+        best: dict[str, float] = {}
+        logits: dict[str, Tensor] = {}
+        for _ in range(repeats):
+            for how in ("turn", "vmap", "products"):
+                try:
+                    began = time.process_time()
+                    shadows = train_shadows(network, x, y, replace(config, how=how))
+                    best[how] = min(best.get(how, 1e9), time.process_time() - began)
+                    logits[how] = shadows.logits(x[:200])
+                except ValueError:
+                    best[how] = float("nan")
+        gain = best["turn"] / best["products"]
+        apart = (logits["products"] - logits["turn"]).abs().max()
+        print(
+            f"| {name} | {best['turn']:.2f} | {best['vmap']:.2f} | {best['products']:.2f} | **{gain:.1f}** "
+            f"| {apart:.1e} |",
+            flush=True,
+        )
+
+
+def leak(idx: Path | None, n: int, shadows: int, epochs: int, network: Callable[[], nn.Module], seed: int) -> None:
+    """Attacks a model trained on half of ``n`` records; the other half are non-members."""
+    parts = [fashion_mnist(part, idx) for part in ("train", "test")]
+    x, y = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+    chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:n]
+    x, y = x[chosen], y[chosen]
+    config = ShadowConfig(models=shadows, epochs=epochs, batch_size=32, seed=seed + 1)
+    member = torch.zeros(len(x), dtype=torch.bool)
+    member[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed + 2))[: len(x) // 2]] = True
+    target = fresh(network(), 4711 + seed)
+    fit([target], x, y, [member.nonzero().squeeze(1)], replace(config, seed=seed + 3))
+    began = time.process_time()
+    references = train_shadows(network(), x, y, config)
+    seconds = time.process_time() - began
+    views = Augmentations(shifts=1)(x)
+    with torch.no_grad():
+        own = torch.stack([_logits(target.eval(), view) for view in views])
+    theirs = torch.stack([references.logits(view) for view in views])
+    labels, seen = y.numpy(), references.member.numpy()
+    right = own[0].argmax(1) == y
+    print(
+        f"\n{len(x)} records, {shadows} shadows x {epochs} epochs ({references.how}, {seconds:.0f} s of processor "
+        f"time); target: {100 * right[member].float().mean():.1f} % on members, "
+        f"{100 * right[~member].float().mean():.1f} % on {int((~member).sum())} non-members\n"
+    )
+    scaled = [scaled_confidence(z.numpy(), labels) for z in (own, theirs)]
+    log_p = [label_log_probability(z.numpy(), labels) for z in (own, theirs)]
+
+    def compared(pair: list[NDArray[np.float64]], queries: int) -> tuple[NDArray[np.float64], References]:
+        return pair[0][:queries].T, References(np.moveaxis(pair[1][:queries], 0, 2), seen)
+
+    out = ~member.numpy()
+    results = {
+        "loss threshold": log_p[0][0],
+        "LiRA online": LiRA()(*compared(scaled, 1)),
+        "LiRA online, record variance": LiRA(variance="record")(*compared(scaled, 1)),
+        f"LiRA online, {len(views)} queries": LiRA()(*compared(scaled, len(views))),
+        "LiRA offline": LiRA(online=False)(*compared(scaled, 1)),
+        "RMIA online": RMIA()(*compared(log_p, 1), out),
+        f"RMIA online, {len(views)} queries": RMIA()(*compared(log_p, len(views)), out),
+        "RMIA offline": RMIA(online=False)(*compared(log_p, 1), out),
+    }
+    print("| attack | AUC | TPR at 1 % FPR | TPR at 0.1 % FPR | ratio to loss at 0.1 % |")
+    print("|---|---|---|---|---|")
+    base = None
+    inside = member.numpy()
+    for name, scores in results.items():
+        low, high = auc_interval(scores[inside], scores[~inside])
+        found = [tpr_at_fpr(scores[inside], scores[~inside], fpr) for fpr in (0.01, 0.001)]
+        base = found[1].value if base is None else base
+        cells = [f"{100 * f.value:.2f} % ({100 * f.low:.2f} to {100 * f.high:.2f})" for f in found]
+        ratio = found[1].value / base if base else float("inf")
+        print(f"| {name} | {low:.3f} to {high:.3f} | {cells[0]} | {cells[1]} | {ratio:.1f} |", flush=True)
+
+
+def _logits(module: nn.Module, x: Tensor) -> Tensor:
+    return torch.cat([module(part) for part in x.split(512)])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tasks", nargs="+", choices=["speed", "leak"], default=["speed", "leak"])
+    parser.add_argument(
+        "--idx", type=Path, help="folder of the gzipped Fashion-MNIST files; the demo's subset if left out"
+    )
+    parser.add_argument("--records", type=int, default=8000)
+    parser.add_argument("--shadows", type=int, default=32)
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--network", choices=["mlp", "cnn"], default="mlp")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if "speed" in options.tasks:
+        speed(options.repeats, models=16, batch_size=32, epochs=4)
+    if "leak" in options.tasks:
+        networks = {"mlp": mlp, "cnn": cnn}
+        leak(options.idx, options.records, options.shadows, options.epochs, networks[options.network], options.seed)
+
+
+if __name__ == "__main__":
+    main()

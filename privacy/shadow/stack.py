@@ -1,0 +1,205 @@
+"""Several models of one architecture, called as one."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state
+from torch.nn.functional import cross_entropy
+
+from ...attacks.errors import UnsupportedError
+from .layers import STACKED, StackedLayer
+
+How = Literal["auto", "products", "vmap", "turn"]
+
+
+class Stack(Protocol):
+    """K models as one: ``(K, b, ...)`` in, ``(K, b, classes)`` out, each model on its own samples.
+
+    Attributes:
+        how: products, vmap or turn.
+    """
+
+    how: str
+
+    def __call__(self, x: Tensor, /) -> Tensor: ...
+
+    def parameters(self) -> list[Tensor]: ...
+
+    def train(self, mode: bool = True) -> None: ...
+
+    def models(self) -> list[nn.Module]:
+        """The models themselves, with the weights that they have now."""
+        ...
+
+
+class Products:
+    """Layers with weights are replaced by stacked ones, see :mod:`.layers`: one batched product serves all models."""
+
+    how = "products"
+
+    def __init__(self, models: Sequence[nn.Module]) -> None:
+        self._models = list(models)
+        self.module = copy.deepcopy(models[0])
+        self._stacked: dict[str, StackedLayer] = {}
+        if len(list(self.module.named_parameters(remove_duplicate=False))) != len(list(self.module.parameters())):
+            raise UnsupportedError("layers share weights")
+        for name, layer in list(self.module.named_modules()):
+            if next(layer.parameters(recurse=False), None) is None and type(layer) not in STACKED:
+                continue
+            if type(layer) not in STACKED or layer._forward_hooks or layer._forward_pre_hooks:
+                raise UnsupportedError(f"{name} ({type(layer).__name__}) cannot be stacked")
+            self._replace(name, STACKED[type(layer)]([model.get_submodule(name) for model in models]))
+
+    def _replace(self, name: str, layer: StackedLayer) -> None:
+        self._stacked[name] = layer
+        if not name:
+            self.module = layer
+            return
+        parent, _, child = name.rpartition(".")
+        setattr(self.module.get_submodule(parent), child, layer)
+
+    def __call__(self, x: Tensor, /) -> Tensor:
+        return self.module(x.flatten(0, 1)).view(len(self._models), x.shape[1], -1)
+
+    def parameters(self) -> list[Tensor]:
+        return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+
+    def train(self, mode: bool = True) -> None:
+        self.module.train(mode)
+
+    def models(self) -> list[nn.Module]:
+        for k, model in enumerate(self._models):
+            for name, layer in self._stacked.items():
+                layer.give_back(k, model.get_submodule(name))
+            model.train(self.module.training)
+        return self._models
+
+
+class Vmap:
+    """``torch.func``: the forward of one model, vectorised over stacked weights."""
+
+    how = "vmap"
+
+    def __init__(self, models: Sequence[nn.Module]) -> None:
+        self._models = list(models)
+        self.module = copy.deepcopy(models[0])
+        self._parameters, self._buffers = stack_module_state(self._models)
+
+    def __call__(self, x: Tensor, /) -> Tensor:
+        def one(parameters: dict[str, Tensor], buffers: dict[str, Tensor], part: Tensor) -> Tensor:
+            return functional_call(self.module, (parameters, buffers), (part,))
+
+        return torch.vmap(one, randomness="different")(self._parameters, self._buffers, x)
+
+    def parameters(self) -> list[Tensor]:
+        return [parameter for parameter in self._parameters.values() if parameter.requires_grad]
+
+    def train(self, mode: bool = True) -> None:
+        self.module.train(mode)
+
+    def models(self) -> list[nn.Module]:
+        for k, model in enumerate(self._models):
+            state = {name: value[k].detach() for name, value in (*self._parameters.items(), *self._buffers.items())}
+            model.load_state_dict(state, strict=False)
+            model.train(self.module.training)
+        return self._models
+
+
+class InTurn:
+    """One model after the other: slow, and right for any architecture."""
+
+    how = "turn"
+
+    def __init__(self, models: Sequence[nn.Module]) -> None:
+        self._models = list(models)
+
+    def __call__(self, x: Tensor, /) -> Tensor:
+        return torch.stack([model(part) for model, part in zip(self._models, x, strict=True)])
+
+    def parameters(self) -> list[Tensor]:
+        return [parameter for model in self._models for parameter in model.parameters() if parameter.requires_grad]
+
+    def train(self, mode: bool = True) -> None:
+        for model in self._models:
+            model.train(mode)
+
+    def models(self) -> list[nn.Module]:
+        return self._models
+
+
+_WAYS: dict[str, Callable[[Sequence[nn.Module]], Stack]] = {"products": Products, "vmap": Vmap}
+
+
+def stack(models: Sequence[nn.Module], probe: Tensor, how: How = "auto") -> Stack:
+    """The fastest stack of ``models`` that computes what they compute.
+
+    Batched products are tried first, then ``vmap``; each must give the models' own logits and gradients on ``probe``
+    ``(b, ...)``, b at least 2, to float tolerance. Networks that mix the samples of a batch in their own code, or have
+    layers that neither way knows (recurrent ones), are left to run in turn.
+
+    Raises:
+        UnsupportedError: when ``how`` names a way that fails for this architecture, with the reason.
+    """
+    if how == "turn" or (how == "auto" and len(models) == 1):
+        return InTurn(models)
+    for name in _WAYS if how == "auto" else (how,):
+        try:
+            problem = _difference(_WAYS[name], models, probe)
+        except (RuntimeError, ValueError, TypeError, NotImplementedError, IndexError, AttributeError) as error:
+            problem = str(error).partition("\n")[0]
+        if problem is None:
+            return _WAYS[name](models)
+        if how == name:
+            raise UnsupportedError(f"these models cannot be trained side by side by {name}: {problem}")
+    return InTurn(models)
+
+
+def _difference(make: Callable[[Sequence[nn.Module]], Stack], models: Sequence[nn.Module], probe: Tensor) -> str | None:
+    """What two models get in turn against what a stack of them gets; None where they agree."""
+    pair = [copy.deepcopy(model) for model in models[:2]]
+    stacked, alone = make([copy.deepcopy(model) for model in pair]), InTurn(pair)
+    # Different samples for each model, so that mixing them up shows.
+    x = torch.stack([probe, probe.flip(0) / 2]) if probe.is_floating_point() else torch.stack([probe, probe.roll(1, 1)])
+    for mode in (True, False):
+        for side in (stacked, alone):
+            side.train(mode)
+        with _without_dropout(*pair, getattr(stacked, "module", pair[0])):
+            logits = [side(x) for side in (alone, stacked)]
+        if logits[0].shape != logits[1].shape or not torch.allclose(*logits, rtol=1e-3, atol=1e-4):
+            return "its logits differ from those of the models by themselves"
+        gradients = [_gradients(side, out) for side, out in zip((alone, stacked), logits, strict=True)]
+        if not torch.allclose(*gradients, rtol=1e-3):
+            return "its gradients differ from those of the models by themselves"
+    return None
+
+
+def _gradients(side: Stack, logits: Tensor) -> Tensor:
+    """The l2 norm of the gradient of each model's loss, which tells all weights at once whatever their layout."""
+    y = torch.arange(logits.shape[1], device=logits.device) % logits.shape[2]
+    norms = []
+    for part in logits:
+        loss = cross_entropy(part, y)
+        found = torch.autograd.grad(loss, side.parameters(), retain_graph=True, allow_unused=True)
+        norms.append(torch.stack([g.norm() for g in found if g is not None]).norm())
+    return torch.stack(norms)
+
+
+@contextmanager
+def _without_dropout(*modules: nn.Module) -> Iterator[None]:
+    """Random layers would make even equal models differ."""
+    everything = (layer for module in modules for layer in module.modules())
+    layers = [layer for layer in everything if isinstance(layer, nn.modules.dropout._DropoutNd)]
+    modes = [layer.training for layer in layers]
+    for layer in layers:
+        layer.training = False
+    try:
+        yield
+    finally:
+        for layer, mode in zip(layers, modes, strict=True):
+            layer.training = mode
