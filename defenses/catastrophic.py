@@ -21,7 +21,7 @@ class OverfittingGuard:
     training, most of the accuracy after the collapse, which takes less than an epoch.
 
     Args:
-        x, y: some training inputs ``(n, ...)`` and labels ``(n,)``; a hundred do.
+        x, y: some training inputs ``(n, ...)`` and labels ``(n,)``; a hundred do, for the gap is large.
         threat: what is trained against.
         single: the attack trained with.
         warmup: as in the training.
@@ -35,7 +35,7 @@ class OverfittingGuard:
     single: Attack
     warmup: float = 0.0
     gap: float = 0.2
-    steps: int = 10
+    steps: int = 5
 
     def __call__(self, module: nn.Module, progress: float) -> str:
         threat = warmed_up(self.threat, self.warmup, progress)

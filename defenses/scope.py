@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -10,9 +10,24 @@ import torch
 from torch import nn
 
 from ..attacks.errors import UnsupportedError
+from .lora import LoRA, adapted
 
-Scope = Literal["all", "head"] | int
-"""``all``, ``head`` (the last layer that has parameters), or the number of last blocks."""
+Part = Literal["all", "head"] | int
+Scope = Part | LoRA
+"""``all``, ``head`` (the last layer that has parameters), the number of last blocks, or low-rank adapters."""
+
+HeadScheme = Literal["default", "zeros", "normal", "xavier_uniform", "kaiming_normal", "orthogonal"]
+"""How a fresh head is drawn: ``default`` as the layer does itself, ``normal`` with standard deviation 0.02 (as BERT's);
+all others set the bias to 0. With ``zeros`` the first steps leave the layers before the head nearly as they are
+(arXiv 2202.10054)."""
+
+_SCHEMES: dict[HeadScheme, Callable[[torch.Tensor], object]] = {
+    "zeros": nn.init.zeros_,
+    "normal": lambda weight: nn.init.normal_(weight, std=0.02),
+    "xavier_uniform": nn.init.xavier_uniform_,
+    "kaiming_normal": nn.init.kaiming_normal_,
+    "orthogonal": nn.init.orthogonal_,
+}
 
 
 def blocks(module: nn.Module) -> list[nn.Module]:
@@ -36,22 +51,30 @@ def head(module: nn.Module) -> nn.Module:
     return layers[-1]
 
 
-def reset_head(module: nn.Module, seed: int) -> None:
-    """Draws the head's weights afresh under ``seed`` with the layer's own scheme; the global generator is untouched.
+def reset_head(module: nn.Module, seed: int, scheme: HeadScheme = "default") -> None:
+    """Draws the head's weights afresh under ``seed``; the global generator is untouched.
 
     Raises:
-        UnsupportedError: when the head cannot reset itself.
+        UnsupportedError: when the head cannot be drawn afresh that way.
     """
     layer = head(module)
-    reset = getattr(layer, "reset_parameters", None)
-    if reset is None:
-        raise UnsupportedError(f"the head is a {type(layer).__name__}, which has no reset_parameters()")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        reset()
+        if scheme == "default":
+            reset = getattr(layer, "reset_parameters", None)
+            if reset is None:
+                raise UnsupportedError(f"the head is a {type(layer).__name__}, which has no reset_parameters()")
+            reset()
+            return
+        weight, bias = getattr(layer, "weight", None), getattr(layer, "bias", None)
+        if not isinstance(weight, nn.Parameter) or weight.dim() < 2:
+            raise UnsupportedError(f"the head is a {type(layer).__name__}: scheme {scheme} needs a weight matrix")
+        _SCHEMES[scheme](weight)
+        if isinstance(bias, nn.Parameter):
+            nn.init.zeros_(bias)
 
 
-def in_scope(module: nn.Module, scope: Scope) -> list[nn.Module]:
+def in_scope(module: nn.Module, scope: Part) -> list[nn.Module]:
     """The parts of ``module`` that ``scope`` trains.
 
     Raises:
@@ -70,25 +93,42 @@ def in_scope(module: nn.Module, scope: Scope) -> list[nn.Module]:
 @contextmanager
 def training_scope(module: nn.Module, scope: Scope) -> Iterator[list[nn.Parameter]]:
     """Inside, only the parameters of ``scope`` (which are given) take gradients and only its layers are in train
-    mode: a frozen BatchNorm keeps its statistics. On leaving, modes and gradient flags are as before."""
+    mode: a frozen BatchNorm keeps its statistics. On leaving, modes and gradient flags are as before, and adapters are
+    merged into the weights."""
+    if isinstance(scope, LoRA):
+        last = head(module)
+        with _as_found(module), adapted(module, scope, last) as adapters:
+            yield _only([module], [*adapters, *last.parameters()], module)
+        return
     parts = in_scope(module, scope)
+    parameters = [part for chosen in parts for part in chosen.parameters() if part.requires_grad or scope != "all"]
+    with _as_found(module):
+        yield _only(parts, parameters, module)
+
+
+@contextmanager
+def _as_found(module: nn.Module) -> Iterator[None]:
     modes = {layer: layer.training for layer in module.modules()}
     flags = {parameter: parameter.requires_grad for parameter in module.parameters()}
-    parameters = [parameter for part in parts for parameter in part.parameters() if flags[parameter] or scope != "all"]
     try:
-        module.eval().requires_grad_(False)
-        for parameter in parameters:
-            parameter.requires_grad_(True)
-        for layer in (layer for part in parts for layer in part.modules()):
-            own = list(layer.parameters(recurse=False))
-            layer.training = not own or any(parameter.requires_grad for parameter in own)
-        yield parameters
+        yield
     finally:
         for layer, mode in modes.items():
             layer.training = mode
         for parameter, flag in flags.items():
             parameter.requires_grad_(flag)
             parameter.grad = None
+
+
+def _only(parts: list[nn.Module], parameters: list[nn.Parameter], module: nn.Module) -> list[nn.Parameter]:
+    """Lets only ``parameters`` take gradients; puts layers of ``parts`` into train mode, but not frozen ones."""
+    module.eval().requires_grad_(False)
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    for layer in (layer for part in parts for layer in part.modules()):
+        own = list(layer.parameters(recurse=False))
+        layer.training = not own or any(parameter.requires_grad for parameter in own)
+    return parameters
 
 
 def _own_parameters(layer: nn.Module) -> bool:
