@@ -145,7 +145,41 @@ class Gallery(Part):
     items: tuple[Item, ...]
 
 
-Figure = Annotated[Chart | Table | Matrix | Gallery, Field(discriminator="kind")]
+class Mark(Part):
+    """A stretch of a text that stands out: an edit, or a word that speaks for (above 0) or against (below) a class."""
+
+    start: int = Field(ge=0, description="First character, counted in Unicode code points.")
+    end: int = Field(description="Past the last character.")
+    weight: float = Field(default=1.0, ge=-1, le=1)
+
+
+class MarkedText(Part):
+    """A text with marks, in order and apart from each other."""
+
+    label: str
+    text: str
+    marks: tuple[Mark, ...] = ()
+
+
+class Excerpt(Part):
+    """One sample: versions of its text side by side."""
+
+    sample_id: str
+    texts: tuple[MarkedText, ...]
+
+
+class Excerpts(Part):
+    """Texts with marks: ``edits`` underlines what was changed, ``relevance`` colours by weight."""
+
+    kind: Literal["excerpts"] = "excerpts"
+    id: str
+    title: str
+    caption: str = ""
+    style: Literal["edits", "relevance"] = "edits"
+    items: tuple[Excerpt, ...]
+
+
+Figure = Annotated[Chart | Table | Matrix | Gallery | Excerpts, Field(discriminator="kind")]
 
 
 class Result(Part):

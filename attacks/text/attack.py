@@ -14,6 +14,7 @@ from .transformations.base import Transformation
 _NEEDS = {
     "sentences": "a sentence encoder",
     "fluency": "a language model",
+    "relaxed": "gradients of the model and a tokenizer with whole words that says where its tokens lie",
     "masked": "a masked language model",
     "gradients": "gradients of the model and a tokenizer that says where its tokens lie",
 }

@@ -23,23 +23,23 @@ class TextOutcome:
 
     Attributes:
         texts: the adversarial text where it succeeded, the original elsewhere.
+        edits: the words put into slots of the original where it succeeded, empty elsewhere.
         success: bool ``(n,)``: the model was right (or not yet at the target) and errs on the raw adversarial string.
         tried: bool ``(n,)``: the model was right on the original, so the text was attacked.
         clean_logits, logits: float32 ``(n, k)`` on originals and on ``texts``.
         queries: int64 ``(n,)``, versions of each text that the model was asked about, the original included.
-        changed: int64 ``(n,)``, words edited.
         words: int64 ``(n,)``, words in the original.
         forwards: texts given to the model in all, verification included.
         backwards: texts for which gradients were taken.
     """
 
     texts: list[str]
+    edits: list[dict[int, str]]
     success: Tensor
     tried: Tensor
     clean_logits: Tensor
     logits: Tensor
     queries: Tensor
-    changed: Tensor
     words: Tensor
     forwards: int
     backwards: int
@@ -132,24 +132,22 @@ def _verified(
     found: Sequence[Judged],
     scheduler: Scheduler,
 ) -> TextOutcome:
-    texts, logits = list(originals), clean.clone()
-    n = len(originals)
-    success, queries, changed = torch.zeros(n, dtype=torch.bool), torch.ones(n).long(), torch.zeros(n).long()
+    texts, logits, edits = list(originals), clean.clone(), [dict[int, str]() for _ in originals]
+    success, queries = torch.zeros(len(originals), dtype=torch.bool), torch.ones(len(originals), dtype=torch.int64)
     words = torch.tensor([len(Passage.of(text)) for text in originals], dtype=torch.int64)
     for place, row in enumerate(rows):
         queries[row] += scheduler.spent[place]
     hits = [(row, one.passage) for row, one in zip(rows, found, strict=True) if one.broken]
-    if hits:
-        strings = [passage.text for _, passage in hits]
-        again = victim.outputs([row for row, _ in hits], strings)
-        at = torch.tensor([row for row, _ in hits])
-        stands = broken(again, goals[at], targeted=victim.targeted)
-        for (row, passage), text, ok, out in zip(hits, strings, stands.tolist(), again, strict=True):
-            if ok:
-                texts[row], logits[row], success[row] = text, out, True
-                changed[row] = len(Passage.of(originals[row]).changed(passage))
+    strings = [passage.text for _, passage in hits]
+    at = torch.tensor([row for row, _ in hits], dtype=torch.int64)
+    again = victim.outputs(at.tolist(), strings) if hits else clean[:0]
+    stands = broken(again, goals[at], targeted=victim.targeted)
+    for (row, passage), text, ok, out in zip(hits, strings, stands.tolist(), again, strict=True):
+        if ok:
+            texts[row], logits[row], success[row] = text, out, True
+            edits[row] = {slot: passage.words[slot] for slot in Passage.of(originals[row]).changed(passage)}
     backwards = scheduler.computed["gradients"]
-    return TextOutcome(texts, success, tried, clean, logits, queries, changed, words, victim.forwards, backwards)
+    return TextOutcome(texts, edits, success, tried, clean, logits, queries, words, victim.forwards, backwards)
 
 
 def _ignore(_: int) -> None:

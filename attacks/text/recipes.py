@@ -16,12 +16,14 @@ from .constraints.edit_distance import EditDistance
 from .constraints.meaning import Fluency, PartOfSpeech, Similarity
 from .constraints.stopwords import KEEP_STOPWORDS
 from .constraints.words import MaxWordsChanged, Protected, ShortestWord
+from .gbda import Relaxed
 from .resources.misspellings import misspellings
 from .resources.places import glove_folder, misspellings_file, wordnet_folder
 from .resources.vectors import glove
 from .resources.wordnet import WordNet, wordnet
 from .search import Genetic, Greedy, Importance, Search
 from .transformations.characters import Characters
+from .transformations.distractors import Distractors
 from .transformations.hotflip import HotFlip
 from .transformations.keyboard import Keyboard
 from .transformations.masked import Masked
@@ -153,6 +155,16 @@ def hotflip(resources: Resources) -> TextAttack:
     return TextAttack((edits,), (KEEP_STOPWORDS, MaxWordsChanged(0.2)), search, frozenset({"gradients"}))
 
 
+def distractors(_: Resources) -> TextAttack:
+    """Neutral sentences before and after the text (in the manner of arXiv 1707.07328)."""
+    return TextAttack((Distractors(),), (), Greedy())
+
+
+def gbda(_: Resources) -> TextAttack:
+    """Words from a distribution found by gradient descent (arXiv 2104.13733)."""
+    return TextAttack((), (KEEP_STOPWORDS, MaxWordsChanged(0.34)), Relaxed(), frozenset({"relaxed"}))
+
+
 RECIPES: Mapping[str, Callable[[Resources], TextAttack]] = MappingProxyType(
     {
         "deepwordbug": deepwordbug,
@@ -167,8 +179,13 @@ RECIPES: Mapping[str, Callable[[Resources], TextAttack]] = MappingProxyType(
         "masked": masked,
         "genetic": genetic,
         "hotflip": hotflip,
+        "distractors": distractors,
+        "gbda": gbda,
     }
 )
+
+FREE = frozenset({"hotflip", "gbda"})
+"""Attacks that do not try to keep the meaning: what they find need not be read as the label by a person."""
 
 SEARCHES: Mapping[str, Search] = MappingProxyType(
     {

@@ -48,7 +48,7 @@ def read_huggingface(path: Path, max_length: int | None) -> tuple[HuggingFaceCla
         import transformers
     except ImportError as error:
         raise MissingExtraError("Hugging Face models", "text") from error
-    with _offline(transformers):
+    with offline(transformers):
         try:
             body, info = transformers.AutoModelForSequenceClassification.from_pretrained(
                 path, local_files_only=True, use_safetensors=True, output_loading_info=True
@@ -114,7 +114,7 @@ def _refuse_code(path: Path, config: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _offline(transformers: Any) -> Iterator[None]:
+def offline(transformers: Any) -> Iterator[None]:
     """No look at the network, no progress bars and no advice on the terminal."""
     before, level = os.environ.get("HF_HUB_OFFLINE"), transformers.logging.get_verbosity()
     bars = transformers.utils.logging.is_progress_bar_enabled()

@@ -33,7 +33,7 @@ class HotFlip:
         gain = answers[0][list(slots)] @ self.vectors.T
         # Relative steps: rounding in batches of another size changes no order.
         steps = (gain / gain.abs().amax(1, keepdim=True).clamp_min(1e-12) * 1e4).round()
-        top = steps.argsort(1, descending=True, stable=True)[:, : self.most].tolist()
+        top = steps.argsort(dim=1, descending=True, stable=True)[:, : self.most].tolist()
         return [
             [cased_like(self.words[i], passage.words[slot]) for i in best]
             for slot, best in zip(slots, top, strict=True)

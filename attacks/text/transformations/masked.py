@@ -65,7 +65,7 @@ class MaskedService:
             found = self.logits([texts[i] for i in batch])[:, ids]
             # In steps, so that rounding in batches of another size changes no order; ties go by token id.
             steps = (found.double() * 1e3).round()
-            order = steps.argsort(1, descending=True, stable=True)[:, : self.most]
+            order = steps.argsort(dim=1, descending=True, stable=True)[:, : self.most]
             for i, best in zip(batch, order.tolist(), strict=True):
                 answers[i] = [names[place] for place in best]
         return answers
