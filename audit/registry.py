@@ -58,6 +58,14 @@ BUILTIN: dict[Kind, dict[str, str]] = {
         "fine_tuning": "audit.variants.fine_tuning:FineTuningVariant",
         "distillation": "audit.variants.distillation:DistillationVariant",
         "dp_sgd": "audit.variants.dp_sgd:DPSGDVariant",
+        "randomized_smoothing": "audit.variants.randomized_smoothing:RandomizedSmoothingVariant",
+        "preprocessing": "audit.variants.preprocessing:PreprocessingVariant",
+        "ensemble": "audit.variants.ensemble:EnsembleVariant",
+        "pruning": "audit.variants.pruning:PruningVariant",
+        "quantization": "audit.variants.quantization:QuantizationVariant",
+        "low_rank": "audit.variants.low_rank:LowRankVariant",
+        "student": "audit.variants.student:StudentVariant",
+        "sweep": "audit.variants.sweep:SweepVariant",
     },
 }
 """Relative to the package that holds the five folders; each value is ``module:attribute``."""

@@ -11,7 +11,9 @@ import torch
 
 from ..reports.record import AuditRecord, Evidence, Metric, Result, VariantRecord
 from ..reports.schema import read_record
+from . import gains
 from .cache import intact, seed_for, stable_hash
+from .changes import same_changes, with_changes
 from .checks.base import Check, Claim
 from .context import RunContext, Sources
 from .errors import AuditError, OutputError
@@ -75,6 +77,11 @@ def consistent(record: AuditRecord, directory: Path) -> Iterator[Claim]:
             wrong = [metric.name for metric in result.metrics if not _plausible(metric)]
             what = f"{variant.id}:{result.id}: each value lies in its interval"
             yield Claim(what, not wrong, ", ".join(wrong))
+    again = with_changes(record.variants, directory)
+    yield Claim(
+        "paired changes follow from the evidence",
+        all(same_changes(a.changes, b.changes) for a, b in zip(record.variants, again, strict=True)),
+    )
     try:
         yield from _gates_again(record, directory)
     except (AuditError, ValueError, TypeError, KeyError) as error:
@@ -142,7 +149,7 @@ def _on_model(record: AuditRecord, directory: Path, base: Path, device: torch.de
     if target.sha256 != record.model.sha256 or samples.sha256 != record.data.sha256:
         return
     for variant in record.variants:
-        yield from _on_variant(variant, spec, target, samples, directory)
+        yield from _on_variant(variant, record.variants[0], spec, target, samples, directory)
 
 
 def _differs(sha256: str) -> str:
@@ -150,7 +157,7 @@ def _differs(sha256: str) -> str:
 
 
 def _on_variant(
-    recorded: VariantRecord, spec: Spec, target: Target, samples: Samples, directory: Path
+    recorded: VariantRecord, base: VariantRecord, spec: Spec, target: Target, samples: Samples, directory: Path
 ) -> Iterator[Claim]:
     if recorded.status != "ok":
         return
@@ -168,6 +175,22 @@ def _on_variant(
     for result in recorded.results:
         if result.status == "ok":
             yield from _on_result(result, recorded.id, spec, target, samples, directory, sources)
+    if recorded.id != BASE:
+        yield from _gains_again(base, recorded, target, directory, spec.batch_size)
+
+
+def _gains_again(
+    base: VariantRecord, recorded: VariantRecord, target: Target, directory: Path, batch_size: int | None
+) -> Iterator[Claim]:
+    what = f"{recorded.id}: what transfers from the base, and the findings that follow"
+    try:
+        found = gains.trials(base, recorded, target, directory, batch_size)
+    except (AuditError, StopIteration, KeyError) as error:
+        yield Claim(what, False, str(error))
+        return
+    metrics = {metric.name: metric.value for metric in recorded.metrics}
+    again = {trial.metric.name: trial.metric.value for trial in found}
+    yield Claim(what, again.items() <= metrics.items() and set(gains.findings(found)) <= set(recorded.findings))
 
 
 def _on_result(

@@ -212,7 +212,7 @@ def paired_text(change: Change, unit: str) -> str:
     share = unit == "rate"
     ends = [change.difference, change.ci_low, change.ci_high]
     parts = ["–" if value is None else f"{100 * value:+.1f}" if share else f"{value:+.3g}" for value in ends]
-    text = f"{parts[0]}{' points' if share else ''} ({parts[1]} to {parts[2]})"
+    text = f"{parts[0]}{' points' if share else ''} ({parts[1]} to {parts[2]})".replace("-", "−")
     return text if change.p_adjusted is None else f"{text}, {p_text(change.p_adjusted)}"
 
 

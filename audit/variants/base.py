@@ -51,6 +51,11 @@ class Variant(BaseModel):
         """Data the variant reads (paths as in the spec); their hashes join the cache key."""
         return ()
 
+    def as_built(self, parameters: Mapping[str, Any]) -> Variant:
+        """What ``build`` settled on, by the recorded ``parameters``: itself, unless it chose among several."""
+        del parameters
+        return self
+
     def wrap(self, module: nn.Module) -> nn.Module:
         """Turns a copy of the base module into the structure whose state dict ``build`` produced.
 

@@ -166,7 +166,7 @@ def test_rows_say_worse_only_beyond_chance(record: AuditRecord) -> None:
     variants = [of(record, name) for name in ("base", "masked", "shrunk")]
     row = next(row for row in metric_rows("performance", variants) if row.name == "accuracy")
     assert [cell.change for cell in row.cells] == ["", "", "worse"]
-    assert row.cells[2].detail.startswith("-25.0 points (")
+    assert row.cells[2].detail.startswith("−25.0 points (")
     assert row.cells[1].detail.startswith("+0.0 points (")
 
 
