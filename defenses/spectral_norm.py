@@ -44,6 +44,7 @@ def spectral_norm(module: nn.Module, size: float = 1.0) -> Iterator[None]:
     if not layers:
         raise UnsupportedError(f"{type(module).__name__} has no linear layer or convolution to normalise")
     flags = [layer.weight.requires_grad for layer in layers]
+    orders = [[name for name, _ in layer.named_parameters(recurse=False)] for layer in layers]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # the power iteration starts at a random vector
         for layer in layers:
@@ -52,9 +53,13 @@ def spectral_norm(module: nn.Module, size: float = 1.0) -> Iterator[None]:
     try:
         yield
     finally:
-        for layer, flag in zip(layers, flags, strict=True):
+        for layer, flag, order in zip(layers, flags, orders, strict=True):
             parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
             layer.weight.requires_grad_(flag)
+            for name in order:  # the weight came back behind the bias
+                parameter = layer.get_parameter(name)
+                delattr(layer, name)
+                layer.register_parameter(name, parameter)
 
 
 def largest_singular_value(weight: Tensor) -> float:
