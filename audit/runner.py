@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from .spec import Spec
 from .storage import owned
 from .target import Target
 from .variants.base import Built, Variant
+from .variants.footprint import footprint_metrics, with_footprint
 
 INTERRUPTED = "not run: the audit was interrupted"
 
@@ -175,9 +176,27 @@ class Run:
     # Variants
 
     def _base(self) -> Prepared:
-        record = VariantRecord(id=BASE, kind=BASE, title="Model as given", warnings=self._target.warnings)
+        key = Key(
+            {
+                "name": "footprint",
+                "version": 1,
+                "model": self._target.sha256,
+                "torch": torch.__version__,
+                "device": self._target.device.type,
+            }
+        )
+        record = self._cache.get(key, VariantRecord) or self._cache.put(key, self._measured_base())
         self._variants[BASE] = record
         return Prepared(record, self._target)
+
+    def _measured_base(self) -> VariantRecord:
+        record = VariantRecord(id=BASE, kind=BASE, title="Model as given", warnings=self._target.warnings)
+        work = lambda: footprint_metrics(self._target, self._samples)  # noqa: E731
+        try:
+            metrics = guarded(work, self._spec.seed, self._target.module, *self._log(BASE, "footprint"))
+        except StepError as error:
+            return record.model_copy(update={"warnings": (*record.warnings, f"Size and speed not measured: {error}")})
+        return record.model_copy(update={"metrics": metrics})
 
     def _prepare(self, variant: Variant) -> Prepared:
         step = _build_step(variant)
@@ -200,7 +219,7 @@ class Run:
 
         def build(batch_size: int | None) -> Built:
             context.batch_size = batch_size
-            work = lambda: variant.build(self._target, self._samples, context)  # noqa: E731
+            work = lambda: self._footprinted(variant.build(self._target, self._samples, context))  # noqa: E731
             return guarded(work, context.seed, self._target.module, *self._log(variant.id, "model"))
 
         built, used = with_less_memory(build, self._spec.batch_size)
@@ -217,6 +236,10 @@ class Run:
             evidence=(weights, *(item for item in context.written if item != weights)),
             seconds=round(time.monotonic() - began, 3),
         )
+
+    def _footprinted(self, built: Built) -> Built:
+        found = footprint_metrics(self._target, self._samples, built.module)
+        return replace(built, metrics=with_footprint(built.metrics, found))
 
     def _reloaded(self, variant: Variant, record: VariantRecord) -> Target:
         """The variant from its saved weights, also right after it was built: what is audited is what is kept."""

@@ -9,13 +9,16 @@ from pathlib import Path
 
 import torch
 
+from ..reports.html import render_html
 from ..reports.record import AuditRecord, Evidence, Metric, Result, VariantRecord
+from ..reports.render import FILES
 from ..reports.schema import read_record
 from . import gains
 from .cache import intact, seed_for, stable_hash
 from .changes import same_changes, with_changes
 from .checks.base import Check, Claim
 from .context import RunContext, Sources
+from .environment import tool
 from .errors import AuditError, OutputError
 from .gates import BASE, evaluate_gate, overall, parse_gate
 from .guard import StepError, guarded
@@ -24,8 +27,10 @@ from .output import DIGEST, RECORD, read_origin
 from .progress import Silent
 from .runner import reload_variant
 from .samples import Samples
+from .signing import PublicKey, check_signature
 from .spec import Spec, parse_spec
 from .target import Target
+from .variants.footprint import parameter_count, state_bytes
 
 
 class ReadOnlyContext(RunContext):
@@ -41,7 +46,12 @@ class ReadOnlyContext(RunContext):
 
 
 def verify(
-    directory: Path, *, base: Path | None = None, device: torch.device | None = None, with_model: bool = True
+    directory: Path,
+    *,
+    base: Path | None = None,
+    device: torch.device | None = None,
+    with_model: bool = True,
+    public_key: PublicKey | None = None,
 ) -> Iterator[Claim]:
     """Every claim of the audit in ``directory`` and whether it holds, as each is checked.
 
@@ -49,13 +59,16 @@ def verify(
         base: the folder that the spec's relative paths start from; as the run noted it when None.
         device: where to run the model; the CPU when None.
         with_model: false to check record and evidence only.
+        public_key: whose signature the record must carry.
 
     Raises:
         AuditError: when there is no record to check.
     """
     record = read_record(directory)
     yield _digest(directory)
+    yield from _signed(directory, public_key)
     yield from consistent(record, directory)
+    yield from _report(record, directory)
     files = list(_evidence(record, directory))
     yield from files
     if not with_model:
@@ -65,6 +78,22 @@ def verify(
         yield Claim("the model can be reloaded", False, "the spec's folder is not known: give it with --base")
         return
     yield from _on_model(record, directory, base, device or torch.device("cpu"))
+
+
+def _signed(directory: Path, public_key: PublicKey | None) -> Iterator[Claim]:
+    if public_key is not None:
+        ok, detail = check_signature(directory / RECORD, public_key)
+        yield Claim(f"{RECORD} is signed by {public_key.name}", ok, detail)
+
+
+def _report(record: AuditRecord, directory: Path) -> Iterator[Claim]:
+    """Whether the page that people read says what the record says; another version may lay it out differently."""
+    path = directory / FILES["html"]
+    if not path.exists() or record.tool != tool():
+        return
+    same = path.read_bytes() == render_html(record, directory).encode()
+    why = "" if same else "it was changed, or made before the record: auditorch report DIR writes it again"
+    yield Claim(f"{path.name} is what the record renders to", same, why)
 
 
 def consistent(record: AuditRecord, directory: Path) -> Iterator[Claim]:
@@ -94,11 +123,12 @@ def consistent(record: AuditRecord, directory: Path) -> Iterator[Claim]:
 def _digest(directory: Path) -> Claim:
     what = f"{RECORD} has the digest of {DIGEST}"
     try:
-        noted = (directory / DIGEST).read_text("ascii").split()[:1]
-        found = hashlib.sha256((directory / RECORD).read_bytes()).hexdigest()
+        noted = (directory / DIGEST).read_bytes()
+        digest = hashlib.sha256((directory / RECORD).read_bytes()).hexdigest()
+        found = f"{digest}  {RECORD}\n".encode()
     except (OSError, ValueError) as error:
         return Claim(what, False, str(error))
-    return Claim(what, noted == [found], "" if noted == [found] else "the record was changed after the audit")
+    return Claim(what, noted == found, "" if noted == found else "the record was changed after the audit")
 
 
 def _plausible(metric: Metric) -> bool:
@@ -171,12 +201,21 @@ def _on_variant(
         except (AuditError, RuntimeError, StopIteration) as error:
             yield Claim(f"{recorded.id} can be reloaded from its weights", False, str(error))
             return
+    yield from _size_again(recorded, target)
     sources = Sources(spec, target.classes)
     for result in recorded.results:
         if result.status == "ok":
             yield from _on_result(result, recorded.id, spec, target, samples, directory, sources)
     if recorded.id != BASE:
         yield from _gains_again(base, recorded, target, directory, spec.batch_size)
+
+
+def _size_again(recorded: VariantRecord, target: Target) -> Iterator[Claim]:
+    sizes = {"parameters": parameter_count(target.module), "size_bytes": state_bytes(target.module)}
+    for metric in recorded.metrics:
+        if metric.name in sizes:
+            found = sizes[metric.name]
+            yield Claim(f"{recorded.id}: {metric.name} of the reloaded model", metric.value == found, f"{found}")
 
 
 def _gains_again(

@@ -60,6 +60,7 @@ def without_times(record: AuditRecord) -> dict[str, object]:
     content = record.model_dump(mode="json", exclude={"created", "seconds"})
     for variant in content["variants"]:
         del variant["seconds"]
+        variant["metrics"] = [metric for metric in variant["metrics"] if metric["unit"] not in ("s", "ms")]
         for result in variant["results"]:
             del result["seconds"]
     return content
