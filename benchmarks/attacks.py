@@ -22,7 +22,7 @@ from auditorch.attacks.models import attacking
 from auditorch.attacks.search import fooled
 from auditorch.attacks.threat import Norm, Threat
 from contestants import TASKS, Contestant, Problem, Task, add_peers
-from models import fashion_mnist, resnet18, small_cnn, train
+from models import SUBJECTS, samples, trained
 from torch import Tensor, nn
 
 EPS: dict[Norm, float] = {"linf": 0.1, "l2": 1.5, "l1": 12.0, "l0": 20.0}
@@ -73,7 +73,7 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=["pgd-linf", "apgd-linf"])
-    parser.add_argument("--model", choices=["cnn", "cnn-standard", "resnet18"], default="cnn")
+    parser.add_argument("--model", choices=SUBJECTS, default="cnn")
     parser.add_argument("--samples", type=int, default=256)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=3)
@@ -90,21 +90,9 @@ def arguments() -> argparse.Namespace:
 
 def setting(options: argparse.Namespace) -> tuple[nn.Module, Tensor, Tensor]:
     """The trained model and the samples."""
-    torch.manual_seed(0)
-    model = (resnet18() if options.model == "resnet18" else small_cnn()).to(options.device)
-    kept = options.cache and options.cache / f"{options.model}-{options.epochs}.pt"
-    if kept and kept.exists():
-        model.load_state_dict(torch.load(kept, weights_only=True))
-    else:
-        began = time.monotonic()
-        threat = None if options.model == "cnn-standard" else Threat("linf", EPS["linf"])
-        train(model, *fashion_mnist("train", options.idx), epochs=options.epochs, threat=threat)
-        print(f"trained in {time.monotonic() - began:.0f} s")
-        if kept:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            torch.save(model.state_dict(), kept)
-    x, y = fashion_mnist("test", options.idx)
-    return model.eval(), x[: options.samples].to(options.device), y[: options.samples].to(options.device)
+    model = trained(options.model, epochs=options.epochs, device=options.device, idx=options.idx, cache=options.cache)
+    x, y = samples(options.model, "test", options.idx)
+    return model, x[: options.samples].to(options.device), y[: options.samples].to(options.device)
 
 
 def compare(

@@ -218,7 +218,7 @@ def ensembles() -> Iterator[Contestant]:
     yield Contestant("auditorch auto", ours(Auto()).run)
     yield Contestant("auditorch autoattack", ours(AutoAttack()).run)
     if lib := peer("autoattack"):
-        yield Contestant("AutoAttack reference", lambda problem: _reference_autoattack(lib, problem))
+        yield Contestant("AutoAttack reference", lambda problem: reference_autoattack(lib, problem))
 
 
 TASKS: dict[str, Task] = {
@@ -339,7 +339,7 @@ def _reference_square(lib: Any, problem: Problem, queries: int) -> Callable[[Ten
     return attack.perturb
 
 
-def _reference_autoattack(lib: Any, problem: Problem) -> Tensor:
+def reference_autoattack(lib: Any, problem: Problem) -> Tensor:
     norm = {"linf": "Linf", "l2": "L2", "l1": "L1"}[problem.threat.norm]
     attack = lib.AutoAttack(
         problem.model, norm=norm, eps=problem.threat.eps, device=problem.x.device, verbose=False, seed=problem.seed

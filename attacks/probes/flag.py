@@ -11,6 +11,7 @@ FlagName = Literal[
     "train_mode",
     "probabilities",
     "quantised_logits",
+    "gradient_inside",
     "no_gradient",
     "non_finite_gradient",
     "zero_gradient",
@@ -95,6 +96,13 @@ _WORDS: dict[FlagName, tuple[FlagSeverity, str, str, str]] = {
         "quantised outputs",
         "Outputs on a coarse grid hide small progress from attacks that read scores, and have no gradient.",
         "Give the attacks the scores before rounding, or use a decision-based attack.",
+    ),
+    "gradient_inside": (
+        "high",
+        "the model takes gradients itself",
+        "It optimises at test time, and an attack's gradient may stop at that: what it then shows is the gradient of "
+        "another function (arXiv 2003.01690, 2202.13711).",
+        "Let gradients flow through the inner steps (`create_graph=True`) or put BPDA around them. " + _STRONGER,
     ),
     "no_gradient": (
         "high",

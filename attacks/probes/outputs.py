@@ -18,7 +18,8 @@ _DISTINCT = 0.5
 
 
 def output_flags(subject: Subject) -> Iterator[Flag]:
-    """``randomised``, ``batch_dependent``, ``probabilities`` and ``quantised_logits``."""
+    """``gradient_inside``, ``randomised``, ``batch_dependent``, ``probabilities`` and ``quantised_logits``."""
+    yield from _gradient_inside(subject)
     again = subject.forward(subject.x)
     changed = int((_difference(again, subject.logits) > _ROUNDING).sum())
     if changed:
@@ -28,6 +29,27 @@ def output_flags(subject: Subject) -> Iterator[Flag]:
         yield from _batch_dependent(subject)
     yield from _probabilities(subject)
     yield from _quantised(subject)
+
+
+def _gradient_inside(subject: Subject) -> Iterator[Flag]:
+    """A backward pass reads what a forward pass has saved; here nobody but the model can have made one."""
+    used = 0
+
+    def read(saved: Tensor) -> Tensor:
+        nonlocal used
+        used += 1
+        return saved
+
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(lambda saved: saved, read):
+            subject.forward(subject.x[:1])
+    except RuntimeError as error:  # torch.func refuses to differentiate under such hooks
+        if "saved tensor hooks" not in str(error):
+            raise
+        used = 1
+    if used:
+        measured = "The model runs a backward pass while it predicts (flagged when it does)."
+        yield flag("gradient_inside", 1.0, 1.0, measured)
 
 
 def _difference(a: Tensor, b: Tensor) -> Tensor:

@@ -153,6 +153,24 @@ class Detour(nn.Module):
         return self.inner(x.detach()) + 1e-3 * x.flatten(1) @ self.get_buffer("decoy")
 
 
+class Purified(nn.Module):
+    """Moves its input to where the classifier is surest, without letting gradients through (test-time optimisation)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            (uphill,) = torch.autograd.grad(classifier()(leaf).amax(1).sum(), leaf)
+        return classifier()(x + 0.02 * uphill.sign())
+
+
+class PurifiedByFunction(nn.Module):
+    """The same in the functional style."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        uphill = torch.func.grad(lambda z: classifier()(z).amax(1).sum())(x.detach())
+        return classifier()(x + 0.02 * uphill.sign())
+
+
 class InNumPy(nn.Module):
     """Works in NumPy."""
 
@@ -238,6 +256,8 @@ BROKEN: dict[str, Specimen] = {
     "ripples": broken(
         lambda: Wrapped(lambda x: x + 2e-3 * torch.sin(3000 * x)), "rough_surface", "misleading_gradient"
     ),
+    "purification at test time": broken(Purified, "gradient_inside"),
+    "purification by torch.func": broken(PurifiedByFunction, "gradient_inside"),
     "winners take all": broken(lambda: trained(winners_cnn), "rough_surface"),
 }
 

@@ -1,0 +1,113 @@
+"""DP-SGD: what a private step costs beside the same step without privacy, and what accuracy it leaves.
+
+    python benchmarks/privacy.py steps --networks cnn transformer --batches 64 512
+    python benchmarks/privacy.py accuracy --idx /usr/share/datasets/fashion-mnist
+
+Steps are taken in turns, in one process, and every ratio is to the plain step just before, so that a machine whose
+speed drifts is unfair to nobody; the median of the ratios is shown. Memory is what the step's process takes at most
+above what it had before, each method in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from private_accuracy import RECIPES, accuracy_table
+from private_steps import NETWORKS, quiet, steps
+
+
+def main() -> None:
+    """Prints Markdown tables."""
+    options = arguments()
+    torch.set_num_threads(options.threads)
+    quiet()
+    if options.what == "steps":
+        step_tables(options)
+    elif options.what == "memory":
+        print(peak_megabytes(options.networks[0], options.batches[0], options.method))
+    else:
+        accuracy_table(options.idx, options.recipes, options.epsilons, options.scale)
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["steps", "memory", "accuracy"])
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=["cnn", "demo", "transformer"])
+    parser.add_argument("--batches", nargs="+", type=int, default=[64, 512])
+    parser.add_argument("--seconds", type=float, default=8.0, help="for each network and batch")
+    parser.add_argument("--method", help="of `memory`, which measures one method in this process")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--cpu-time", action="store_true", help="processor time, for a machine that is busy")
+    parser.add_argument("--idx", type=Path, help="folder with the full Fashion-MNIST as gzipped idx files")
+    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
+    parser.add_argument("--epsilons", nargs="+", type=float, default=[1.0, 3.0, 8.0])
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the recipes' epochs, for a quick look")
+    return parser.parse_args()
+
+
+def step_tables(options: argparse.Namespace) -> None:
+    """Time and memory of a step by each method."""
+    clock = time.process_time if options.cpu_time else time.perf_counter
+    for name in options.networks:
+        for batch in options.batches:
+            torch.manual_seed(0)
+            network = NETWORKS[name]
+            module, x, y = network.build(), network.inputs(batch), torch.randint(10, (batch,))
+            taken = timed(steps(module, x, y), options.seconds, clock)
+            plain = statistics.median(taken["plain"])
+            print(f"\n{name}, batch {batch}, {options.threads} thread(s), torch {torch.__version__}, "
+                  f"{len(taken['plain'])} rounds, plain step {1000 * plain:.1f} ms\n")  # fmt: skip
+            print("| method | time, ratio to plain | memory, MB |\n|---|---|---|")
+            for method, times in taken.items():
+                ratio = statistics.median(a / b for a, b in zip(times, taken["plain"], strict=True))
+                print(f"| {method} | {ratio:.2f} | {memory_of(name, batch, method)} |", flush=True)
+
+
+def timed(methods: dict[str, Callable[[], None]], seconds: float, clock: Callable[[], float]) -> dict[str, list[float]]:
+    """Times of each method, all of them in turn, for about ``seconds``, after two unmeasured rounds."""
+    taken: dict[str, list[float]] = {name: [] for name in methods}
+    began, rounds = clock(), 0
+    while rounds < 5 or clock() - began < seconds:
+        for name, step in methods.items():
+            start = clock()
+            step()
+            if rounds >= 2:
+                taken[name].append(clock() - start)
+        gc.collect()
+        rounds += 1
+    return taken
+
+
+def memory_of(name: str, batch: int, method: str) -> str:
+    """Peak memory of a method's step, measured in a fresh process."""
+    command = [sys.executable, __file__, "memory", "--networks", name, "--batches", str(batch), "--method", method]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "failed"
+
+
+def peak_megabytes(name: str, batch: int, method: str) -> int:
+    """How far three steps raise this process's largest memory."""
+    network = NETWORKS[name]
+    x, y = network.inputs(batch), torch.randint(10, (batch,))
+    step = steps(network.build(), x[:2], y[:2])  # loads libraries and kernels
+    for one in (step["plain"], step[method]):
+        one()
+    step = steps(network.build(), x, y)[method]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(3):
+        step()
+    return round((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+
+
+if __name__ == "__main__":
+    main()
