@@ -1,0 +1,1 @@
+"""Is the privacy budget true? Lower bounds on epsilon from what a training gives away."""
