@@ -22,15 +22,18 @@ def make_optimizer(
     momentum: float = 0.9,
     nesterov: bool = False,
     weight_decay: float = 0.0,
+    scaled: bool = False,
 ) -> Optimizer:
     """An optimizer over ``parameters``; weight decay spares biases and the scales and shifts of norm layers.
 
     ``momentum`` serves sgd and rmsprop, ``nesterov`` sgd. For adamw the decay is decoupled (arXiv 1711.05101).
+    ``scaled`` says that a gradient scaler may leave steps out: the fused SGD of torch 2.13 would then begin with a
+    momentum that nothing was written to.
     """
     groups = _decay_groups(parameters, weight_decay)
     match name:
         case "sgd":
-            return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=True)
+            return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=not scaled)
         case "adam":
             return torch.optim.Adam(groups, lr=lr, fused=True)
         case "adamw":

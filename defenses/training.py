@@ -118,6 +118,7 @@ class _Run:
             momentum=config.momentum,
             nesterov=config.nesterov,
             weight_decay=config.weight_decay,
+            scaled=config.precision == "float16",
         )
         self.precision = Precision(config.precision, self.device)
         self.average = MovingAverage(parameters, config.ema) if config.ema is not None else None
