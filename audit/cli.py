@@ -13,12 +13,15 @@ import click
 
 from .commands.compare import compare
 from .commands.demo import demo
+from .commands.export import export
 from .commands.init import init
 from .commands.report import report
+from .commands.reproduce import reproduce
 from .commands.run import run
 from .commands.scan import scan
 from .commands.schema import schema
 from .commands.show import list_names, show
+from .commands.sign import keygen, sign
 from .commands.validate import validate
 from .commands.verify import verify
 from .errors import AuditError
@@ -77,5 +80,21 @@ def main() -> None:
     """
 
 
-for _command in (run, demo, init, validate, list_names, show, scan, verify, compare, report, schema):
+for _command in (
+    run,
+    demo,
+    init,
+    validate,
+    list_names,
+    show,
+    scan,
+    verify,
+    reproduce,
+    keygen,
+    sign,
+    compare,
+    export,
+    report,
+    schema,
+):
     main.add_command(_command)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,17 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from ..reports.record import AuditRecord, DataInfo, Evidence, Gate, Result, VariantRecord
+from ..reports.record import AuditRecord, DataInfo, Gate, Result, VariantRecord
 from . import gains
 from .cache import Cache, Key, seed_for, stable_hash
 from .changes import with_changes
 from .checks.base import Check
-from .context import RunContext, Sources, choose_device, read_evidence
+from .context import RunContext, Sources, choose_device
 from .coverage import not_covered
 from .environment import environment, tool
 from .errors import AuditError, DataError
+from .export import write_export
 from .gates import BASE, Confidence, ParsedGate, evaluate_gate, overall
 from .guard import StepError, guarded, with_less_memory
 from .hashing import source_sha256
@@ -29,6 +28,7 @@ from .loading.model import describe_target, load
 from .output import write_outputs
 from .plan import Plan, make_plan, missing_for
 from .progress import Display, Silent, Step
+from .reload import reload_variant
 from .samples import Samples
 from .spec import Spec
 from .storage import owned
@@ -81,6 +81,10 @@ def run_audit(
         interrupted = run.everything()
         record = run.record(began, interrupted=interrupted)
         write_outputs(record, output, spec)
+        for variant in plan.variants:
+            found = record.variant(variant.id)
+            if variant.exported and found is not None and found.status == "ok":
+                write_export(record, found, variant, target, output, output / "export" / variant.id)
     if interrupted:
         raise InterruptedAuditError(f"interrupted; finished results are kept in {output}: run again to go on")
     return record
@@ -383,26 +387,6 @@ class Run:
             classes=samples.classes,
             shape=tuple(self._target.encode(raw).shape[1:]),
         )
-
-
-def reload_variant(variant: Variant, record: VariantRecord, base: Target, directory: Path) -> Target:
-    """A variant from its recorded weights, in eval mode on the device of ``base``.
-
-    Raises:
-        OutputError: when the weights are missing or changed.
-        RuntimeError: when they do not fit the structure that ``variant.wrap`` gives.
-    """
-    weights = next(item for item in record.evidence if item.kind == "weights")
-    module: nn.Module = variant.as_built(record.parameters).wrap(copy.deepcopy(base.module))
-    module.load_state_dict(read_evidence(directory, weights))
-    module.to(base.device).eval()
-    return base.with_module(module, variant_sha256(variant, weights, base))
-
-
-def variant_sha256(variant: Variant, weights: Evidence, base: Target) -> str:
-    """Hash of what a variant's answers depend on: the base, its weights, and the treatment that wraps them."""
-    config = variant.model_dump(mode="json", exclude={"id"})
-    return stable_hash([base.sha256, variant.name, variant.version, config, weights.sha256])
 
 
 def _build_step(variant: Variant) -> Step:

@@ -25,7 +25,7 @@ from .guard import StepError, guarded
 from .loading.model import load
 from .output import DIGEST, RECORD, read_origin
 from .progress import Silent
-from .runner import reload_variant
+from .reload import reload_variant
 from .samples import Samples
 from .signing import PublicKey, check_signature
 from .spec import Spec, parse_spec

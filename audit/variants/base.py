@@ -40,6 +40,8 @@ class Variant(BaseModel):
     title: ClassVar[str]
     references: ClassVar[tuple[str, ...]] = ()
     version: ClassVar[int] = 1
+    exported: ClassVar[bool] = False
+    """Whether a run leaves its weights and a card under ``export/``; ``auditorch export`` does it for any."""
 
     id: str = Field(default="", description="Name of the variant in gates and report; the kind when empty.")
 

@@ -47,6 +47,7 @@ class SweepVariant(Variant):
 
     name: ClassVar[str] = "sweep"
     title: ClassVar[str] = "Best of several settings"
+    exported: ClassVar[bool] = True
     references: ClassVar[tuple[str, ...]] = (
         "Akiba et al., Optuna, arXiv 1907.10902",
         "Watanabe, Tree-Structured Parzen Estimator, arXiv 2304.11127",

@@ -12,7 +12,9 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+import yaml
 from auditorch.audit.checks.base import Context
+from auditorch.audit.cli import main
 from auditorch.audit.errors import SpecError
 from auditorch.audit.runner import run_audit
 from auditorch.audit.samples import Samples
@@ -23,8 +25,11 @@ from auditorch.audit.variants.sweep import SweepVariant
 from auditorch.audit.verify import verify
 from auditorch.defenses.selection import Score
 from auditorch.reports.record import Chart, Table, VariantRecord
+from click.testing import CliRunner
+from safetensors.torch import load_file
+from torch import nn
 
-from .fakes import toy_samples
+from .fakes import encode, toy_samples
 from .runs import write_project
 
 SPEC = """\
@@ -94,6 +99,39 @@ def test_the_chosen_variant_is_reloaded_and_verified(tuned: VariantRecord, folde
     claims = list(verify(folder / "out"))
     assert any(f"{tuned.id}:performance" in claim.what for claim in claims)
     assert all(claim.ok for claim in claims), [claim for claim in claims if not claim.ok]
+
+
+def test_the_chosen_model_is_exported_with_a_card(tuned: VariantRecord, folder: Path) -> None:
+    exported = folder / "out" / "export" / "tuned"
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
+    model.load_state_dict(load_file(exported / "model.safetensors"))  # fits the model's own factory
+    test = toy_samples(40)
+    x = encode(test.inputs[np.arange(40)])
+    assert float((model(x).argmax(1).numpy() == test.labels).mean()) == 1.0
+    card = (exported / "README.md").read_text()
+    assert yaml.safe_load(card.split("---")[1])["model-index"][0]["results"]
+    assert "fits the same factory" in card
+    assert tuned.summary.split(".")[0] in card.replace("\\", "")
+    facts = json.loads((exported / "variant.json").read_text())
+    assert facts["parameters"]["chosen"] == {"lr": 1e-4}
+
+
+def test_any_variant_is_exported_by_command(folder: Path, tuned: VariantRecord, tmp_path: Path) -> None:
+    assert CliRunner().invoke(main, ["export", str(folder / "out"), tuned.id, "-o", str(tmp_path / "x")]).exit_code == 0
+    assert {path.name for path in (tmp_path / "x").iterdir()} == {"model.safetensors", "README.md", "variant.json"}
+    wrong = CliRunner().invoke(main, ["export", str(folder / "out"), "tunned"])
+    assert wrong.exit_code == 2
+    assert "Did you mean 'tuned'?" in wrong.output
+    weights = folder / "out" / "evidence" / "tuned" / "model.safetensors"
+    kept = weights.read_bytes()
+    try:
+        weights.write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]))
+        tampered = CliRunner().invoke(main, ["export", str(folder / "out"), "tuned", "-o", str(tmp_path / "y")])
+    finally:
+        weights.write_bytes(kept)
+    assert tampered.exit_code == 2
+    assert "was changed since the audit" in tampered.output
+    assert not (tmp_path / "y").exists()
 
 
 class Spy(SweepVariant):
