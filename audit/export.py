@@ -1,4 +1,4 @@
-"""A variant taken out of an audit: its weights as the model's own factory loads them, and a card that says what it is."""
+"""A variant taken out of an audit: weights as the model's own factory loads them, and a card."""
 
 from __future__ import annotations
 
