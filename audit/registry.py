@@ -23,6 +23,8 @@ BUILTIN: dict[Kind, dict[str, str]] = {
         "shift": "audit.checks.shift:Shift",
         "patch": "audit.checks.patch:PatchCheck",
         "universal": "audit.checks.universal:Universal",
+        "certification": "audit.checks.certification:Certification",
+        "transfer": "audit.checks.transfer:Transfer",
         "model_file": "audit.checks.model_file:ModelFile",
         "text_evasion": "audit.checks.text_evasion:TextEvasion",
     },

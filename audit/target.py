@@ -32,6 +32,7 @@ class Target:
         access: what an attacker of this target has; white-box checks need ``gradients``.
         sha256: hash of weights, factory source, arguments and preprocessing; part of every cache key.
         warnings: what a reader must know about how the model was loaded.
+        base: the target that a variant was made from; None for the model as given.
     """
 
     module: nn.Module
@@ -43,6 +44,7 @@ class Target:
     sha256: str
     access: frozenset[Access] = frozenset({"gradients", "scores", "labels"})
     warnings: tuple[str, ...] = ()
+    base: Target | None = None
 
     @torch.no_grad()
     def logits(self, raw: Any) -> Tensor:
@@ -51,4 +53,4 @@ class Target:
 
     def with_module(self, module: nn.Module, sha256: str) -> Target:
         """The same preprocessing and classes around another module (a variant)."""
-        return replace(self, module=module, sha256=sha256)
+        return replace(self, module=module, sha256=sha256, base=self.base or self)

@@ -164,7 +164,8 @@ class _Reader:
         if target in ("flatten", "view", "reshape") or target in (torch.flatten, torch.reshape):
             return self._reshaped(node, arguments)
         if target in _AVERAGES and not _nodes(arguments):
-            return nonnegative(lambda x: target(x, *arguments, **options))
+            average: Any = target
+            return nonnegative(lambda x: average(x, *arguments, **options))
         if target in ("mean", torch.mean) and not _nodes(arguments):
             return _mean(node, *arguments, **options)
         raise unsupported(f"{node.name} ({getattr(target, '__name__', target)})")

@@ -61,7 +61,7 @@ class Quantized(nn.Module):
         clamped = x.clamp(low, low + _LEVELS * step)  # cuts off what calibration did not see, and its gradient
         rounded = (clamped / step).round() * step
         x = clamped + (rounded - clamped).detach()
-        return self._apply(x, self.weight.to(x.dtype) * _over(self.scale.to(x.dtype), self.weight), self.bias)
+        return self._computed(x, self.weight.to(x.dtype) * _over(self.scale.to(x.dtype), self.weight), self.bias)
 
     def observe(self, x: Tensor) -> None:
         """Widens the range of a static layer to hold ``x``."""
@@ -80,7 +80,7 @@ class Quantized(nn.Module):
         step = ((high - low) / (_LEVELS - 1)).clamp_min(torch.finfo(x.dtype).tiny * 1e6)
         return (low / step).round() * step, step
 
-    def _apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def _computed(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self._convolution is None:
             return functional.linear(x, weight, bias)
         stride, padding, dilation, groups = self._convolution
@@ -142,8 +142,9 @@ def quantize(module: nn.Module, mode: Mode) -> int:
     """
 
     def integer_form(layer: nn.Module) -> nn.Module | None:
-        fits = isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and _plain(layer))
-        return Quantized(layer, mode).train(layer.training) if fits else None
+        if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and _plain(layer)):
+            return Quantized(layer, mode).train(layer.training)
+        return None
 
     count = replaced(module, integer_form)
     if not count:
@@ -193,7 +194,7 @@ def integer_arithmetic(module: nn.Module) -> Iterator[None]:
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
     """int8 ``(m, d)`` times int8 ``(d, o)`` in int32; exact."""
-    return torch._int_mm(a.contiguous(), b)
+    return torch._int_mm(a.contiguous(), b)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _over(vector: Tensor, like: Tensor) -> Tensor:

@@ -1,0 +1,58 @@
+"""The variant that is a narrower copy of the target and learned from its answers."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+from torch import nn
+
+from ...defenses.compression.channel_pruning import prune_channels
+from ...defenses.distillation import Distillation
+from ..checks.base import Context
+from ..samples import Samples
+from ..target import Target
+from .base import Built
+from .compression import agreement, compared_inputs
+from .dp_sgd import reset_parameters
+from .footprint import footprint_metrics, with_footprint
+from .training import TrainingVariant, copied
+
+
+class StudentVariant(TrainingVariant):
+    """Distils the target into a network of the same kind with fewer channels in each layer."""
+
+    name: ClassVar[str] = "student"
+    title: ClassVar[str] = "Smaller student"
+    references: ClassVar[tuple[str, ...]] = (
+        "Hinton et al., Distilling the Knowledge in a Neural Network, arXiv 1503.02531",
+        "Li et al., Pruning Filters for Efficient ConvNets, arXiv 1608.08710",
+    )
+
+    width: float = Field(default=0.5, gt=0, lt=1, description="Share of each layer's channels that the student has.")
+    start: Literal["target", "random"] = Field(
+        default="target", description="Weights to start from: the target's largest channels, or fresh ones."
+    )
+    temperature: float = Field(default=4.0, gt=0, description="Divides the logits of teacher and student.")
+    teacher_weight: float = Field(default=0.9, ge=0, le=1, description="Of the teacher's answers against the labels.")
+
+    def build(self, target: Target, samples: Samples, context: Context) -> Built:
+        lesson = self.lesson(target, context)
+        student = self.wrap(copied(target))
+        if self.start == "random":
+            reset_parameters(student, context.seed)
+        teacher = copied(target).eval()
+        objective = Distillation(teacher, self.temperature, self.teacher_weight, class_weights=lesson.class_weights)
+        taught = self.teach(target, context, lesson, objective, module=student)
+        built = taught.built(
+            f"A copy with {100 * self.width:g} % of the channels learned the target's answers at temperature "
+            f"{self.temperature:g} (weight {self.teacher_weight:g}), {self.epochs} epochs.",
+            "on its training data",
+        )
+        same = agreement(taught.module, target.module, compared_inputs(target, context, self.train), "the target")
+        metrics = with_footprint((*built.metrics, same), footprint_metrics(target, samples, taught.module))
+        return Built(taught.module, built.summary, metrics, built.figures, built.warnings, built.parameters)
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        prune_channels(module, 1 - self.width)
+        return module
