@@ -67,10 +67,11 @@ def verify(
     record = read_record(directory)
     yield _digest(directory)
     yield from _signed(directory, public_key)
-    yield from consistent(record, directory)
-    yield from _report(record, directory)
     files = list(_evidence(record, directory))
     yield from files
+    yield from consistent(record, directory)
+    if all(claim.ok for claim in files):
+        yield from _from_evidence(record, directory)
     if not with_model:
         return
     base = base or read_origin(directory)
@@ -84,6 +85,16 @@ def _signed(directory: Path, public_key: PublicKey | None) -> Iterator[Claim]:
     if public_key is not None:
         ok, detail = check_signature(directory / RECORD, public_key)
         yield Claim(f"{RECORD} is signed by {public_key.name}", ok, detail)
+
+
+def _from_evidence(record: AuditRecord, directory: Path) -> Iterator[Claim]:
+    """What was made from the evidence: the comparisons with the base, and the page's pictures and words."""
+    again = with_changes(record.variants, directory)
+    yield Claim(
+        "paired changes follow from the evidence",
+        all(same_changes(a.changes, b.changes) for a, b in zip(record.variants, again, strict=True)),
+    )
+    yield from _report(record, directory)
 
 
 def _report(record: AuditRecord, directory: Path) -> Iterator[Claim]:
@@ -106,11 +117,6 @@ def consistent(record: AuditRecord, directory: Path) -> Iterator[Claim]:
             wrong = [metric.name for metric in result.metrics if not _plausible(metric)]
             what = f"{variant.id}:{result.id}: each value lies in its interval"
             yield Claim(what, not wrong, ", ".join(wrong))
-    again = with_changes(record.variants, directory)
-    yield Claim(
-        "paired changes follow from the evidence",
-        all(same_changes(a.changes, b.changes) for a, b in zip(record.variants, again, strict=True)),
-    )
     try:
         yield from _gates_again(record, directory)
     except (AuditError, ValueError, TypeError, KeyError) as error:

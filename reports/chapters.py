@@ -9,16 +9,9 @@ from pathlib import Path
 from .comparison import MetricRow, Shown, gated_metrics, headline_names, metric_rows, overlay, variant_title
 from .escaping import Anchors
 from .galleries import DrawnGallery, draw_gallery
-from .record import AuditRecord, Chart, Gallery, Matrix, Result, Table, VariantRecord
+from .questions import DEFENSES, ORDER, chapter_of
+from .record import AuditRecord, Chart, Excerpts, Gallery, Matrix, Result, Table, VariantRecord
 
-_QUESTIONS = {
-    "performance": "Is it accurate?",
-    "evasion": "Can it be fooled?",
-    "corruption": "Does it survive wear?",
-    "attribution": "Why does it decide so?",
-    "membership": "What does it leak?",
-}
-_LAST = "What else was examined?"
 _PICTURE_BUDGET = 3_000_000
 """Bytes of all PNGs together: four megabytes in base64, so that the report stays under five."""
 
@@ -35,6 +28,7 @@ class OnVariant:
     tables: tuple[Table, ...]
     matrices: tuple[Matrix, ...]
     galleries: tuple[DrawnGallery, ...]
+    excerpts: tuple[Excerpts, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +37,7 @@ class Group:
 
     check: str
     title: str
+    question: str
     anchor: str
     summary: str
     first: OnVariant
@@ -71,23 +66,28 @@ class Chapter:
     anchor: str
     groups: tuple[Group, ...]
 
+    @property
+    def after_defenses(self) -> bool:
+        """Whether its place is behind the chapter on defenses."""
+        return ORDER.index(self.question) > ORDER.index(DEFENSES)
+
 
 def chapters(record: AuditRecord, directory: Path, anchors: Anchors) -> list[Chapter]:
-    """Chapters in the order of the built-in questions, then of first appearance."""
+    """Chapters in the order of the seven questions."""
     results = [(variant, result) for variant in record.variants for result in variant.results]
     ids = dict.fromkeys(result.id for _, result in results)
     draw = _gallery_drawer(record, directory)
     questions: dict[str, list[str]] = {}
     for check in ids:
         first = next(result for _, result in results if result.id == check)
-        questions.setdefault(first.question or _QUESTIONS.get(first.check, _LAST), []).append(check)
+        questions.setdefault(chapter_of(first), []).append(check)
     return [
         Chapter(
             question,
             anchors.new(question),
             tuple(_group(record, check, anchors, draw) for check in questions[question]),
         )
-        for question in sorted(questions, key=_rank)
+        for question in sorted(questions, key=ORDER.index)
     ]
 
 
@@ -100,11 +100,6 @@ def ordered_variants(record: AuditRecord) -> list[VariantRecord]:
     """The base, then the others as recorded."""
     base = base_variant(record)
     return [] if base is None else [base, *(variant for variant in record.variants if variant is not base)]
-
-
-def _rank(question: str) -> int:
-    known = list(_QUESTIONS.values())
-    return known.index(question) if question in known else len(known) + (question == _LAST)
 
 
 _Drawer = Callable[[Gallery, Result, bool], DrawnGallery]
@@ -122,11 +117,12 @@ def _group(record: AuditRecord, check: str, anchors: Anchors, draw: _Drawer) -> 
         _on_variant(variant, result, anchors.new(check, variant.id), charts, draw, place == 0)
         for place, ((variant, result), charts) in enumerate(zip(pairs, left, strict=True))
     ]
-    rows = metric_rows(check, [variant.result(check) for variant in variants])
+    rows = metric_rows(check, variants)
     names = headline_names(first.check, rows, gated_metrics(record, check))
     return Group(
         check=check,
         title=first.title or check,
+        question="" if first.question in ORDER else first.question,
         anchor=anchor,
         summary=first.summary,
         first=on[0],
@@ -151,6 +147,7 @@ def _on_variant(
         tables=tuple(figure for figure in figures if isinstance(figure, Table)),
         matrices=tuple(figure for figure in figures if isinstance(figure, Matrix)),
         galleries=tuple(draw(figure, result, is_first) for figure in figures if isinstance(figure, Gallery)),
+        excerpts=tuple(figure for figure in figures if isinstance(figure, Excerpts)),
     )
 
 

@@ -6,7 +6,7 @@ import base64
 import hashlib
 import shlex
 from collections.abc import Mapping
-from functools import cache, partial
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from .findings import OWN, collect, limits, together, worst
 from .gates import gate_rows, gates_note
 from .matrices import matrix_picture, shades
 from .pictures import data_uri, png
+from .questions import unanswered
 from .record import AuditRecord, Matrix
 from .tables import cell_texts, chart_table, confusions_table, is_numeric
 
@@ -46,6 +47,7 @@ def render_html(record: AuditRecord, directory: Path) -> str:
         title=f"{record.name}: {writing.verdict_word(record.verdict)} – audit report",
         record=record,
         chapters=parts,
+        unanswered=unanswered(record),
         check_anchors=_check_anchors(parts),
         gates=gate_rows(record),
         gates_note=gates_note(record),
@@ -56,7 +58,7 @@ def render_html(record: AuditRecord, directory: Path) -> str:
         trade_offs=trade_offs(record, variants),
         own_rows=own_rows(variants),
         spec=_yaml(record.model_dump(mode="json")["spec"]),
-        reproduce=partial(_reproduce, record),
+        reproduce=_reproduce,
         uid=anchors.new,
     )
 
@@ -155,9 +157,10 @@ def _yaml(value: Any) -> str:
     return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=100).rstrip() if value else ""
 
 
-def _reproduce(record: AuditRecord, check: str) -> str:
-    """The command that runs one check again on its own."""
-    return f"auditorch run audit.yaml --only {shlex.quote(check)} --seed {record.seed} --fresh"
+def _reproduce(check: str, variant: str = "base") -> str:
+    """The command that runs one check again, exactly as it was run."""
+    on = "" if variant == "base" else f" --variant {shlex.quote(variant)}"
+    return f"auditorch reproduce DIR {shlex.quote(check)}{on}"
 
 
 def _matrix_image(matrix: Matrix) -> Markup:

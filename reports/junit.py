@@ -18,12 +18,12 @@ def render_junit(record: AuditRecord) -> str:
         "tests": str(len(cases)),
         "failures": str(sum(case.find("failure") is not None for case in cases)),
         "errors": str(sum(case.find("error") is not None for case in cases)),
-        "skipped": "0",
         "time": f"{record.seconds:.3f}",
     }
     name = _clean(f"auditorch: {record.name}")
     root = ElementTree.Element("testsuites", {"name": name, **counts})
-    suite = ElementTree.SubElement(root, "testsuite", {"name": name, **counts, "timestamp": record.created.isoformat()})
+    own = {"skipped": "0", "timestamp": record.created.isoformat()}
+    suite = ElementTree.SubElement(root, "testsuite", {"name": name, **counts, **own})
     _properties(suite, record)
     suite.extend(cases)
     ElementTree.SubElement(suite, "system-out").text = _clean(verdict_sentence(record))

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from .cyclonedx import render_cyclonedx
 from .errors import ReportError
 from .html import render_html
 from .junit import render_junit
 from .markdown import render_markdown
+from .model_card import render_model_card
 from .record import AuditRecord
 from .sarif import render_sarif
 from .schema import write_record, write_text
 
-ALL = ("html", "junit", "sarif", "markdown")
+ALL = ("html", "junit", "sarif", "markdown", "cyclonedx", "modelcard")
 """The formats made from ``audit.json``; ``json``, the record itself, can be asked for as well."""
 
 FILES = {
@@ -22,6 +24,8 @@ FILES = {
     "junit": "junit.xml",
     "sarif": "report.sarif",
     "markdown": "summary.md",
+    "cyclonedx": "bom.cdx.json",
+    "modelcard": "model-card.md",
 }
 
 
@@ -50,4 +54,6 @@ _TEXT: dict[str, Callable[[AuditRecord], str]] = {
     "junit": render_junit,
     "sarif": render_sarif,
     "markdown": render_markdown,
+    "cyclonedx": render_cyclonedx,
+    "modelcard": render_model_card,
 }

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-FORMATS = ("html", "json", "junit", "sarif", "markdown")
+FORMATS = ("html", "json", "junit", "sarif", "markdown", "cyclonedx", "modelcard")
 
 
 @click.command()
@@ -16,7 +16,7 @@ FORMATS = ("html", "json", "junit", "sarif", "markdown")
     "formats",
     multiple=True,
     type=click.Choice(FORMATS),
-    help="What to write; html, junit, sarif and markdown when left out. json is printed. Repeatable.",
+    help="What to write; everything but json when left out. json is printed. Repeatable.",
 )
 def report(directory: Path, formats: tuple[str, ...]) -> None:
     """Writes reports again from the record in DIRECTORY, and prints their paths."""

@@ -15,6 +15,10 @@ from auditorch.audit.errors import AuditError
 from auditorch.audit.runner import run_audit
 from auditorch.audit.spec import load_spec
 from auditorch.audit.verify import verify
+from auditorch.reports.render import render
+from auditorch.reports.schema import read_record
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from .runs import write_project
@@ -54,13 +58,14 @@ def failed(folder: Path, **options: Any) -> list[Claim]:
 
 
 def rewrite(folder: Path, change: Callable[[dict[str, Any]], None], *, digest: bool = True) -> None:
-    """Changes the record as a careful forger would, digest included."""
+    """Changes the record as a careful forger would, digest and report included."""
     path = folder / "out/audit.json"
     record = json.loads(path.read_bytes())
     change(record)
     path.write_text(json.dumps(record))
     if digest:
         (folder / "out/audit.json.sha256").write_text(f"{sha256(path.read_bytes()).hexdigest()}  audit.json\n")
+        render(read_record(path), folder / "out", ("html",))
 
 
 def test_an_untouched_audit_holds(folder: Path) -> None:
@@ -106,7 +111,7 @@ def test_evidence_replaced_together_with_its_hash_contradicts_the_model(folder: 
         evidence[0]["sha256"] = sha256(path.read_bytes()).hexdigest()
 
     rewrite(folder, change)
-    assert failed(folder, with_model=False) == []
+    assert [claim.what for claim in failed(folder, with_model=False)] == ["paired changes follow from the evidence"]
     assert "base:performance: the model predicts as recorded" in [claim.what for claim in failed(folder)]
 
 
@@ -184,3 +189,33 @@ def test_a_folder_that_moved_alone_needs_the_specs_place(folder: Path, tmp_path:
 def test_no_record_is_a_clean_error(tmp_path: Path) -> None:
     with pytest.raises(AuditError, match="cannot read"):
         list(verify(tmp_path))
+
+
+def test_a_page_that_says_something_else_is_caught(folder: Path) -> None:
+    page = folder / "out/report.html"
+    page.write_text(page.read_text().replace("Fast gradient", "Slow gradient").replace("performance", "perfection"))
+    assert [claim.what for claim in failed(folder, with_model=False)] == ["report.html is what the record renders to"]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_change_of_any_byte_of_record_or_evidence_is_caught(audited: Path, data: st.DataObject) -> None:
+    out = audited / "out"
+    files = [out / "audit.json", out / "audit.json.sha256", *sorted(out.glob("evidence/**/*.safetensors"))]
+    file = data.draw(st.sampled_from(files))
+    before = file.read_bytes()
+    place = data.draw(st.integers(0, len(before) - 1))
+    after = data.draw(
+        st.one_of(
+            st.integers(1, 255).map(lambda flip: before[:place] + bytes([before[place] ^ flip]) + before[place + 1 :]),
+            st.binary(min_size=1, max_size=9).map(lambda more: before[:place] + more + before[place:]),
+            st.just(before[:place] + before[place + 1 :]),
+            st.just(before[:place]),
+        )
+    )
+    try:
+        file.write_bytes(after)
+        with contextlib.suppress(AuditError):  # a record that cannot be read is caught, too
+            assert any(not claim.ok for claim in verify(out, with_model=False))
+    finally:
+        file.write_bytes(before)

@@ -171,6 +171,8 @@ def test_render_writes_the_files_asked_for(record: AuditRecord, tmp_path: Path) 
         "junit.xml",
         "report.sarif",
         "summary.md",
+        "bom.cdx.json",
+        "model-card.md",
     }
 
 

@@ -81,13 +81,36 @@ def test_chapters_are_questions_in_order(tree: Element) -> None:
     asked = [head for head in heads if head.endswith("?")]
     assert asked == [
         "Is it accurate?", "Can it be fooled?", "Why does it decide so?", "What does it leak?",
-        "What else was examined?", "What do the defenses buy?",
+        "What do the defenses buy?", "What else was examined?",
     ]  # fmt: skip
 
 
 def test_a_check_may_bring_its_own_question(tmp_path: Path) -> None:
-    result = Result(check="wear", id="wear", title="Wear", question="Does it rust?", status="ok")
-    assert "Does it rust?" in [e.text() for e in read_page(render_html(one_result(result), tmp_path)).all("h2")]
+    result = Result(check="rust", id="rust", title="Rust", question="Does it rust?", status="ok")
+    tree = read_page(render_html(one_result(result), tmp_path))
+    assert "What else was examined?" in [e.text() for e in tree.all("h2")]
+    assert [e.text() for e in classed(tree, "asks")] == ["Does it rust?"]
+
+
+@pytest.mark.parametrize(
+    ("check", "standards", "chapter"),
+    [
+        ("text_evasion", (), "Can it be fooled?"),
+        ("their_own", ("OWASP ML04:2023", "NISTAML.033"), "What does it leak?"),
+        ("their_own", ("EU AI Act Art. 15(5)", "NISTAML.05"), "Can the file be trusted?"),
+        ("shift", (), "Does it survive wear?"),
+    ],
+)
+def test_checks_find_their_chapter(tmp_path: Path, check: str, standards: tuple[str, ...], chapter: str) -> None:
+    result = Result(check=check, id="x", title="X", status="ok", standards=standards)
+    tree = read_page(render_html(one_result(result), tmp_path))
+    assert chapter in [e.text() for e in tree.all("h2")]
+
+
+def test_questions_that_nothing_answers_are_named(tmp_path: Path) -> None:
+    result = Result(check="performance", id="p", title="P", status="ok")
+    tree = read_page(render_html(one_result(result), tmp_path))
+    assert len(classed(tree, "unasked")) == 5
 
 
 def test_every_metric_of_every_variant_is_there(tree: Element, record: AuditRecord) -> None:
@@ -173,7 +196,8 @@ def test_limits_provenance_and_verification(tree: Element, record: AuditRecord) 
     assert all(limit in text for limit in record.not_covered)
     assert "Drift: all samples come from one source." in text
     assert "auditorch verify DIR" in text
-    assert "auditorch run audit.yaml --only linf --seed 0 --fresh" in text
+    assert "auditorch reproduce DIR linf" in text
+    assert "auditorch reproduce DIR linf --variant adversarial_training" in text
     assert "checks:\n- performance\n- evasion:\n    id: linf" in text
     for variant in record.variants:
         for evidence in (*variant.evidence, *(e for r in variant.results for e in r.evidence)):
