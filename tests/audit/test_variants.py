@@ -1,4 +1,5 @@
 import copy
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,18 @@ from auditorch.audit.errors import ModelError, UnsupportedError
 from auditorch.audit.registry import load
 from auditorch.audit.variants.adversarial_training import AdversarialTrainingVariant
 from auditorch.audit.variants.base import Built, Variant
+from auditorch.audit.variants.distillation import DistillationVariant
 from auditorch.audit.variants.dp_sgd import DPSGDVariant
+from auditorch.audit.variants.fine_tuning import FineTuningVariant
 from auditorch.audit.variants.regularization import RegularizationVariant
-from auditorch.defenses.training import TrainingConfig, fit
+from auditorch.defenses.catastrophic import OverfittingGuard
+from auditorch.defenses.checkpoint import Checkpoint
+from auditorch.defenses.spectral_norm import largest_singular_value
+from auditorch.defenses.training import DivergedError, TrainingConfig, fit
 from auditorch.privacy import dp_sgd
 from auditorch.privacy.accounting import Budget
 from pydantic import ValidationError
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -26,6 +32,8 @@ from .fakes import FakeContext, FakeProgress, linear_model, small_cnn, toy_sampl
 TRAIN = toy_samples(200, seed=1)
 ADVERSARIAL = AdversarialTrainingVariant(train="train", eps=0.05, epochs=4, steps=3)
 REGULAR = RegularizationVariant(train="train", epochs=2)
+TUNED = FineTuningVariant(train="train", epochs=2)
+DISTILLED = DistillationVariant(train="train", epochs=2)
 PRIVATE = DPSGDVariant(train="train", noise_multiplier=0.8, epochs=3, batch_size=50)
 
 
@@ -63,7 +71,7 @@ def with_batch_norm() -> nn.Sequential:
 
 
 @pytest.mark.usefixtures("instant_accountant")
-@pytest.mark.parametrize("variant", [ADVERSARIAL, REGULAR, PRIVATE], ids=lambda variant: variant.name)
+@pytest.mark.parametrize("variant", [ADVERSARIAL, REGULAR, TUNED, DISTILLED, PRIVATE], ids=lambda variant: variant.name)
 @pytest.mark.parametrize("make", [small_cnn, with_batch_norm])
 def test_builds_a_copy_that_reloads_and_repeats(variant: Variant, make: Any, tmp_path: Path) -> None:
     base = make()
@@ -88,7 +96,7 @@ def test_builds_a_copy_that_reloads_and_repeats(variant: Variant, make: Any, tmp
 
 
 @pytest.mark.usefixtures("instant_accountant")
-@pytest.mark.parametrize("variant", [ADVERSARIAL, REGULAR, PRIVATE], ids=lambda variant: variant.name)
+@pytest.mark.parametrize("variant", [ADVERSARIAL, REGULAR, TUNED, DISTILLED, PRIVATE], ids=lambda variant: variant.name)
 def test_reports_cost_curve_and_progress(variant: Any, tmp_path: Path) -> None:
     where = context(tmp_path)
     built = variant.build(toy_target(small_cnn()), toy_samples(8), where)
@@ -165,6 +173,187 @@ def test_dp_reports_its_budget(tmp_path: Path) -> None:
     assert any("known seed" in text for text in built.warnings)
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"method": "trades", "steps": 2, "beta": 3}, "TRADES"),
+        ({"method": "mart", "steps": 2}, "MART"),
+        ({"method": "pgd", "steps": 2, "awp": 0.01}, "perturbed by 0.01"),
+        ({"method": "free", "replays": 2}, "2 passes over each batch"),
+        ({"method": "fast"}, "one signed-gradient step"),
+        ({"norm": "l2", "eps": 0.5, "steps": 2, "step_size": 0.2}, "(l2, eps 0.5)"),
+        ({"norm": "l1", "eps": 2, "steps": 2, "label_smoothing": 0.1}, "(l1, eps 2)"),
+    ],
+    ids=str,
+)
+def test_every_method_builds_its_own_model(options: dict[str, Any], says: str, tmp_path: Path) -> None:
+    plain = AdversarialTrainingVariant(train="train", eps=0.05, epochs=1, steps=2, lr=0.02)
+    variant = AdversarialTrainingVariant.model_validate(
+        {"train": "train", "eps": 0.05, "epochs": 1, "lr": 0.02, **options}
+    )
+    built = build(variant, tmp_path)
+    assert says in built.summary
+    other = build(plain, tmp_path).module.state_dict()
+    assert not all(torch.equal(value, other[name]) for name, value in built.module.state_dict().items())
+
+
+def test_beta_moves_the_model(tmp_path: Path) -> None:
+    weights = []
+    for beta in (1, 6):
+        variant = AdversarialTrainingVariant(train="train", eps=0.05, epochs=1, steps=2, method="trades", beta=beta)
+        weights.append(build(variant, tmp_path).module.state_dict()["4.weight"])
+    assert not torch.equal(*weights)
+
+
+def test_held_out_data_choose_the_epoch_and_stop_the_training(tmp_path: Path) -> None:
+    options = {"train": "train", "epochs": 30, "validation": 0.2, "patience": 2, "lr": 0.05}
+    built = build(FineTuningVariant.model_validate(options), tmp_path)
+    history, kept = built.parameters["history"], built.parameters["kept_epoch"]
+    scores = [row["validation"] for row in history]
+    assert len(history) < 30
+    assert kept == scores.index(max(scores)) + 1 == len(history) - 2
+    assert f"Training stopped after epoch {len(history)}" in built.summary
+    chart = built.figures[0]
+    assert chart.kind == "chart"
+    assert [line.name for line in chart.lines] == ["accuracy", "held-out accuracy", "loss"]
+    assert chart.lines[1].y == tuple(scores) or list(chart.lines[1].y) == pytest.approx(scores, abs=1e-6)
+    with pytest.raises(UnsupportedError, match="patience needs validation"):
+        build(FineTuningVariant(train="train", patience=2), tmp_path)
+
+
+def test_held_out_robust_accuracy_is_lower_than_clean(tmp_path: Path) -> None:
+    scores = {}
+    for on in ("robust", "clean"):
+        variant = AdversarialTrainingVariant(
+            train="train", eps=0.08, epochs=3, steps=2, lr=0.02, validation=0.2, validate_on=on
+        )
+        scores[on] = build(variant, tmp_path).parameters["history"][-1]["validation"]
+    assert scores["robust"] < scores["clean"]
+
+
+def test_what_is_held_out_is_not_trained_on(tmp_path: Path) -> None:
+    counted = small_cnn()
+    calls: list[int] = []
+    counted.register_forward_pre_hook(lambda module, args: calls.append(len(args[0])) if module.training else None)
+    build(FineTuningVariant(train="train", epochs=1, validation=0.1), tmp_path, counted)
+    assert sum(calls) == 180
+
+
+def test_catastrophic_overfitting_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OverfittingGuard, "__call__", lambda self, module, progress: "catastrophic overfitting: seen")
+    base = small_cnn()
+    built = build(AdversarialTrainingVariant(train="train", method="fast", eps=0.05, epochs=3), tmp_path, base)
+    assert built.warnings == ("Training stopped in epoch 1: catastrophic overfitting: seen.",)
+    assert built.parameters["kept_epoch"] == 0
+    assert all(torch.equal(value, base.state_dict()[name]) for name, value in built.module.state_dict().items())
+
+
+def test_a_killed_variant_goes_on_from_its_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Killed(BaseException):
+        pass
+
+    class Kills(FakeProgress):
+        def advance(self, amount: float = 1.0) -> None:
+            super().advance(amount)
+            if self.done >= 500:
+                raise Killed
+
+    monkeypatch.setattr("auditorch.audit.variants.training.Checkpoint", lambda path: Checkpoint(path, every=0))
+    whole = build(REGULAR.model_copy(update={"epochs": 3}), tmp_path / "whole")
+    variant = REGULAR.model_copy(update={"epochs": 3})
+    where = FakeContext(tmp_path / "run", variant="variant", sources={"train": TRAIN}, progress=Kills())
+    with pytest.raises(Killed):
+        variant.build(toy_target(small_cnn()), toy_samples(8), where)
+    assert list((tmp_path / "run" / "scratch").iterdir())
+    again = context(tmp_path / "run")
+    built = variant.build(toy_target(small_cnn()), toy_samples(8), again)
+    assert isinstance(again.progress, FakeProgress)
+    assert again.progress.done == 600
+    assert not list((tmp_path / "run" / "scratch").iterdir())
+    assert built.parameters == whole.parameters
+    expected = whole.module.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in built.module.state_dict().items())
+
+
+def test_a_diverging_variant_says_so_and_leaves_its_last_good_weights(tmp_path: Path) -> None:
+    variant = FineTuningVariant(train="train", epochs=2, optimizer="sgd", lr=1e30)
+    with pytest.raises(
+        DivergedError, match=r"diverged in epoch 1.*before the training were kept in .*last-good"
+    ) as caught:
+        build(variant, tmp_path)
+    assert caught.value.file is not None
+    kept = load_file(caught.value.file)
+    assert all(torch.equal(value, kept[name]) for name, value in small_cnn().state_dict().items())
+
+
+def test_too_little_memory_gives_the_same_model_in_smaller_parts(tmp_path: Path) -> None:
+    calls: list[int] = []
+    models = []
+    for memory in (None, 10):
+        module = small_cnn()
+        module.register_forward_pre_hook(_counter(calls if memory else []))
+        where = context(tmp_path)
+        where.batch_size = memory
+        variant = FineTuningVariant(train="train", epochs=1, optimizer="sgd", lr=0.1)
+        models.append(variant.build(toy_target(module), toy_samples(8), where).module.state_dict())
+    assert max(calls) == 10
+    for name, value in models[0].items():
+        torch.testing.assert_close(models[1][name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_regularisers_reach_the_loss_and_the_layers(tmp_path: Path) -> None:
+    off = {"train": "train", "epochs": 1, "label_smoothing": 0, "mixup": 0, "weight_decay": 0, "lr": 0.02}
+    plain = build(RegularizationVariant.model_validate(off), tmp_path)
+    assert "plain cross-entropy" in plain.summary
+    base = plain.module.state_dict()["4.weight"]
+    for options, says in (
+        ({"cutmix": 1.0}, "CutMix 1"),
+        ({"dropout": 0.5}, "dropout 0.5"),
+        ({"input_gradient": 0.5}, "input-gradient penalty of 0.5"),
+        ({"jacobian": 0.1, "jacobian_projections": 2}, "Jacobian penalty of 0.1"),
+        ({"spectral_norm": 2.0}, "spectral norms of 2"),
+        ({"class_weights": (4.0, 1.0, 1.0, 1.0)}, "plain"),
+        ({"augment": {"flip": 0.5, "noise": 0.05}}, "plain"),
+        ({"new_head": "zeros"}, "plain"),
+        ({"precision": "bfloat16"}, "plain"),
+    ):
+        built = build(RegularizationVariant.model_validate({**off, **options}), tmp_path)
+        assert says in built.summary
+        assert list(built.module.state_dict()) == list(plain.module.state_dict())
+        assert not torch.equal(built.module.state_dict()["4.weight"], base), options
+    spectral = build(RegularizationVariant.model_validate({**off, "spectral_norm": 2.0, "epochs": 5}), tmp_path)
+    assert largest_singular_value(spectral.module.get_parameter("4.weight")) == pytest.approx(2.0, rel=0.02)
+
+
+def test_options_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="class_weights has 2 values, the model 4 classes"):
+        build(FineTuningVariant(train="train", class_weights=(1.0, 2.0)), tmp_path)
+    with pytest.raises(UnsupportedError, match="Swap is for tabular inputs, not image"):
+        build(FineTuningVariant.model_validate({"train": "train", "augment": {"swap": 0.1}}), tmp_path)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="the extra peft is not installed")
+def test_lora_variant_has_the_base_structure(tmp_path: Path) -> None:
+    base = small_cnn()
+    built = build(FineTuningVariant(train="train", epochs=1, scope="lora", lora_rank=2, lr=0.05), tmp_path, base)
+    assert "LoRA adapters of rank 2" in built.summary
+    assert list(built.module.state_dict()) == list(base.state_dict())
+    change = (built.module.state_dict()["0.weight"] - base.state_dict()["0.weight"]).flatten(1)
+    assert 0 < int(torch.linalg.matrix_rank(change, rtol=1e-4)) <= 2
+
+
+def test_a_distilled_student_agrees_with_its_teacher(tmp_path: Path) -> None:
+    x, y = encoded(toy_target(), TRAIN)
+    teacher = small_cnn(seed=3)
+    fit(teacher, x, y, config=TrainingConfig(epochs=15, lr=0.02))
+    built = build(DistillationVariant(train="train", epochs=15, lr=0.02, teacher_weight=1.0), tmp_path, teacher)
+    with torch.no_grad():
+        agreement = (built.module(x).argmax(1) == teacher(x).argmax(1)).float().mean()
+        distance = (built.module.state_dict()["4.weight"] - teacher.state_dict()["4.weight"]).norm()
+    assert agreement > 0.95
+    assert distance > 0.5, "the student started from fresh weights"
+
+
 @pytest.mark.usefixtures("instant_accountant")
 def test_dp_says_that_batch_norm_was_replaced(tmp_path: Path) -> None:
     built = build(PRIVATE, tmp_path, with_batch_norm())
@@ -214,6 +403,13 @@ def test_dp_start_refuses_what_does_not_fit(tmp_path: Path) -> None:
     [
         (AdversarialTrainingVariant, {"norm": "l0"}),
         (AdversarialTrainingVariant, {"eps": "none"}),
+        (AdversarialTrainingVariant, {"method": "pgd", "beta": 2}),
+        (AdversarialTrainingVariant, {"method": "free", "awp": 0.01}),
+        (AdversarialTrainingVariant, {"method": "fast", "steps": 3}),
+        (RegularizationVariant, {"spectral_norm": 1, "scope": "head"}),
+        (FineTuningVariant, {"validation": 0.6}),
+        (FineTuningVariant, {"augment": {"flop": 1}}),
+        (FineTuningVariant, {"class_weights": "some"}),
         (RegularizationVariant, {"label_smoothing": 1.0}),
         (RegularizationVariant, {"mixup": -1}),
         (DPSGDVariant, {}),

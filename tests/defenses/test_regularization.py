@@ -89,6 +89,7 @@ def test_no_mixing_is_cross_entropy_and_several_take_turns() -> None:
     assert mixing(0, 0.5) == CutMix(0.5)
     both = mixing(1.0, 1.0)
     assert both == OneOf((Mixup(1.0), CutMix(1.0)))
+    assert both is not None
     pictures, source = images(8), generator()
     whole = [bool(torch.isin(both(pictures, source).x, pictures).all()) for _ in range(40)]
     assert 8 < sum(whole) < 32, "CutMix takes pixels over, mixup blends them"
@@ -179,9 +180,9 @@ def test_dropout_is_set_in_layers_that_are_there_and_added_before_the_head_other
     assert module.get_submodule("3").p == 0.1  # pyright: ignore[reportAttributeAccessIssue]
     bare = nn.Sequential(nn.Linear(2, 400), nn.ReLU(), nn.Linear(400, 400, bias=False))
     with torch.no_grad():
-        bare[2].weight.copy_(torch.eye(400))
-        bare[0].weight.zero_()
-        bare[0].bias.fill_(1.0)
+        bare.get_parameter("2.weight").copy_(torch.eye(400))
+        bare.get_parameter("0.weight").zero_()
+        bare.get_parameter("0.bias").fill_(1.0)
     x = torch.rand(8, 2)
     plain = bare(x)
     with dropout(bare.train(), 0.25):
@@ -231,7 +232,7 @@ def test_distillation_leaves_the_teacher_as_it_is() -> None:
         Distillation(nn.Linear(2, 5))(student, x, y, moment())
     for options, message in (({"temperature": 0}, "temperature is 0"), ({"weight": 2}, "weight is 2")):
         with pytest.raises(UnsupportedError, match=message):
-            Distillation(teacher, **options)
+            Distillation(teacher, **options)  # pyright: ignore[reportArgumentType]
 
 
 def test_a_student_learns_from_answers_alone() -> None:

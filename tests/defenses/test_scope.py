@@ -99,7 +99,7 @@ def test_lora_without_peft_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
 def test_lora_bad_arguments() -> None:
     for options in ({"rank": 0}, {"alpha": 0}, {"dropout": 1.0}):
         with pytest.raises(UnsupportedError, match="LoRA needs"):
-            LoRA(**options)
+            LoRA(**options)  # pyright: ignore[reportArgumentType]
 
 
 @needs_peft
