@@ -4,18 +4,16 @@
     python benchmarks/privacy.py accuracy --idx /usr/share/datasets/fashion-mnist
 
 Steps are taken in turns, in one process, and every ratio is to the plain step just before, so that a machine whose
-speed drifts is unfair to nobody; the median of the ratios is shown. Memory is what the step's process takes at most
-above what it had before, each method in a process of its own.
+speed drifts is unfair to nobody; the median of the ratios is shown. Memory is how far a step raises the memory of the
+process.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
-import resource
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -32,8 +30,6 @@ def main() -> None:
     quiet()
     if options.what == "steps":
         step_tables(options)
-    elif options.what == "memory":
-        print(peak_megabytes(options.networks[0], options.batches[0], options.method))
     else:
         accuracy_table(options.idx, options.recipes, options.epsilons, options.scale)
 
@@ -41,11 +37,10 @@ def main() -> None:
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["steps", "memory", "accuracy"])
+    parser.add_argument("what", choices=["steps", "accuracy"])
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=["cnn", "demo", "transformer"])
     parser.add_argument("--batches", nargs="+", type=int, default=[64, 512])
     parser.add_argument("--seconds", type=float, default=8.0, help="for each network and batch")
-    parser.add_argument("--method", help="of `memory`, which measures one method in this process")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--cpu-time", action="store_true", help="processor time, for a machine that is busy")
     parser.add_argument("--idx", type=Path, help="folder with the full Fashion-MNIST as gzipped idx files")
@@ -63,14 +58,15 @@ def step_tables(options: argparse.Namespace) -> None:
             torch.manual_seed(0)
             network = NETWORKS[name]
             module, x, y = network.build(), network.inputs(batch), torch.randint(10, (batch,))
-            taken = timed(steps(module, x, y), options.seconds, clock)
+            methods = steps(module, x, y)
+            taken = timed(methods, options.seconds, clock)
             plain = statistics.median(taken["plain"])
             print(f"\n{name}, batch {batch}, {options.threads} thread(s), torch {torch.__version__}, "
                   f"{len(taken['plain'])} rounds, plain step {1000 * plain:.1f} ms\n")  # fmt: skip
             print("| method | time, ratio to plain | memory, MB |\n|---|---|---|")
             for method, times in taken.items():
                 ratio = statistics.median(a / b for a, b in zip(times, taken["plain"], strict=True))
-                print(f"| {method} | {ratio:.2f} | {memory_of(name, batch, method)} |", flush=True)
+                print(f"| {method} | {ratio:.2f} | {peak_megabytes(methods[method])} |", flush=True)
 
 
 def timed(methods: dict[str, Callable[[], None]], seconds: float, clock: Callable[[], float]) -> dict[str, list[float]]:
@@ -88,25 +84,20 @@ def timed(methods: dict[str, Callable[[], None]], seconds: float, clock: Callabl
     return taken
 
 
-def memory_of(name: str, batch: int, method: str) -> str:
-    """Peak memory of a method's step, measured in a fresh process."""
-    command = [sys.executable, __file__, "memory", "--networks", name, "--batches", str(batch), "--method", method]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "failed"
+def peak_megabytes(step: Callable[[], None]) -> str:
+    """How far a step raises the memory of this process (Linux)."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what earlier steps freed must not count as there already
+    Path("/proc/self/clear_refs").write_text("5")  # begins a new peak
+    before = memory("VmRSS")
+    step()
+    return f"{(memory('VmHWM') - before) / 1024:.0f}"
 
 
-def peak_megabytes(name: str, batch: int, method: str) -> int:
-    """How far three steps raise this process's largest memory."""
-    network = NETWORKS[name]
-    x, y = network.inputs(batch), torch.randint(10, (batch,))
-    step = steps(network.build(), x[:2], y[:2])  # loads libraries and kernels
-    for one in (step["plain"], step[method]):
-        one()
-    step = steps(network.build(), x, y)[method]
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for _ in range(3):
-        step()
-    return round((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+def memory(field: str) -> int:
+    """A line of the kernel's account of this process, in KiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith(field)))
 
 
 if __name__ == "__main__":

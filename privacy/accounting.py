@@ -30,6 +30,7 @@ TOLERANCE = 0.01
 _MAX_POINTS = 2**23
 _ENOUGH = 0.995
 _REFINEMENTS = 6
+_FEW_ORDERS = [1.5, *range(2, 20), 24, 32, 48, 64, 128, 256]
 _ORDERS = [*RDPAccountant.DEFAULT_ALPHAS, *range(64, 256, 8), *range(256, 1025, 64)]
 
 
@@ -87,7 +88,7 @@ def noise_for(target_epsilon: float, sample_rate: float, steps: int, delta: floa
     if not 0 < target_epsilon < math.inf:
         raise UnsupportedError(f"epsilon is {target_epsilon}: it must be a finite number above 0")
     mechanism = (sample_rate, steps, delta)
-    noise = _rough_noise(target_epsilon, *mechanism)
+    noise = rdp_noise(target_epsilon, *mechanism)
     for _ in range(_REFINEMENTS):
         spent = _tight(noise, *mechanism)
         if _ENOUGH * target_epsilon <= spent <= target_epsilon:
@@ -98,12 +99,18 @@ def noise_for(target_epsilon: float, sample_rate: float, steps: int, delta: floa
     return noise
 
 
-def rdp_epsilon(noise_multiplier: float, sample_rate: float, steps: int, delta: float) -> float:
-    """Rényi accountant (arXiv 1702.07476): an upper bound, typically a tenth to a quarter too high."""
+def rdp_epsilon(
+    noise_multiplier: float, sample_rate: float, steps: int, delta: float, *, rough: bool = False
+) -> float:
+    """Rényi accountant (arXiv 1702.07476): an upper bound, typically a tenth to a quarter too high.
+
+    Args:
+        rough: take few orders, ten times as fast and a per cent or two higher.
+    """
     accountant = RDPAccountant()
     accountant.history = [(noise_multiplier, sample_rate, steps)]
     with _quiet():
-        return float(accountant.get_epsilon(delta, alphas=list(_ORDERS)))
+        return float(accountant.get_epsilon(delta, alphas=list(_FEW_ORDERS if rough else _ORDERS)))
 
 
 def prv_epsilon(noise_multiplier: float, sample_rate: float, steps: int, delta: float) -> float:
@@ -175,17 +182,21 @@ def _tight(noise: float, sample_rate: float, steps: int, delta: float) -> float:
     return rdp_epsilon(noise, sample_rate, steps, delta) if prv is None else prv
 
 
-def _rough_noise(target: float, sample_rate: float, steps: int, delta: float) -> float:
-    """The noise at which RDP, which is cheap, gives the target."""
+def rdp_noise(target: float, sample_rate: float, steps: int, delta: float) -> float:
+    """The noise multiplier at which RDP, which is cheap, gives the target: up to a fifth more than is needed.
+
+    Raises:
+        UnsupportedError: when no noise multiplier up to 10,000 reaches it.
+    """
 
     def excess(log_noise: float) -> float:
-        spent = rdp_epsilon(math.exp(log_noise), sample_rate, steps, delta)
+        spent = rdp_epsilon(math.exp(log_noise), sample_rate, steps, delta, rough=True)
         return math.log(max(spent, 1e-12) / target)  # RDP rounds a tiny budget to 0
 
     low, high = math.log(0.05), math.log(1e4)
     if excess(high) > 0:
         raise UnsupportedError(f"epsilon {target:g} is out of reach: no reasonable amount of noise gets there")
-    return math.exp(low if excess(low) < 0 else float(brentq(excess, low, high, xtol=1e-3)))  # pyright: ignore[reportArgumentType]
+    return math.exp(low if excess(low) < 0 else float(brentq(excess, low, high, xtol=5e-3)))  # pyright: ignore[reportArgumentType]
 
 
 def _correction(noise: float, spent: float, aim: float, sample_rate: float, steps: int, delta: float) -> float:

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol
 
 import torch
-from opacus.grad_sample import GradSampleModule
-from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from ..attacks.errors import AuditError, UnsupportedError
+from ..attacks.errors import UnsupportedError
 from .accounting import Budget, default_delta, epsilon, noise_for
+from .checkpoint import Checkpoint
+from .config import DPConfig
+from .guidance import Setting, advice
 from .layers import private_structure
+from .private_run import Augment, DPEpoch, PrivateRun, RowLoss, Task
 
-_GRADIENT_MEMORY = 2**23
-"""Numbers that the per-sample gradients of one physical batch may take up: 32 MiB in float32; more is no faster."""
+__all__ = ["DPConfig", "DPEpoch", "DPResult", "Inputs", "dp_fine_tune"]
 
 
 class Inputs(Protocol):
@@ -34,63 +36,18 @@ class Inputs(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class DPConfig:
-    """How to train privately. Either ``epsilon`` or ``noise_multiplier`` is given.
-
-    Args:
-        epsilon: budget to spend; the noise follows from it.
-        noise_multiplier: standard deviation of the noise divided by ``max_grad_norm``.
-        delta: probability with which the guarantee may fail; ``n ** -1.1`` when left out.
-        epochs: passes over the data, in expectation.
-        batch_size: expected number of records per step; each record joins with probability ``batch_size / n``.
-        max_grad_norm: l2 norm to which each record's gradient is clipped.
-        lr, optimizer, momentum: of the update; sgd or adam, constant learning rate.
-        seed: of sampling and noise. Whoever knows it can subtract the noise: use None, which draws both from the
-            operating system, for weights that will be published.
-        secure_noise: sums four Gaussians for each noise value, against attacks on floating-point noise
-            (arXiv 2107.10138). The generator is still not a cryptographic one.
-        physical_batch: most records whose gradients are in memory at once; chosen by model size when left out. It
-            changes the result by rounding only.
-    """
-
-    epsilon: float | None = None
-    noise_multiplier: float | None = None
-    delta: float | None = None
-    epochs: int = 10
-    batch_size: int = 256
-    max_grad_norm: float = 1.0
-    lr: float = 0.5
-    optimizer: Literal["sgd", "adam"] = "sgd"
-    momentum: float = 0.0
-    seed: int | None = 0
-    secure_noise: bool = False
-    physical_batch: int | None = None
-
-    def __post_init__(self) -> None:
-        if (self.epsilon is None) == (self.noise_multiplier is None):
-            raise UnsupportedError("DP-SGD needs either epsilon or noise_multiplier (one of the two)")
-        if self.epochs < 1 or self.batch_size < 1 or not self.max_grad_norm > 0 or not self.lr > 0:
-            raise UnsupportedError("epochs and batch_size must be at least 1, max_grad_norm and lr above 0")
-
-
-@dataclass(frozen=True, slots=True)
-class DPEpoch:
-    """Mean loss and accuracy over the records drawn in one expected pass, before each step. Not private: computed on
-    the training data without noise."""
-
-    loss: float
-    accuracy: float
-
-
-@dataclass(frozen=True, slots=True)
 class DPResult:
     """A privately trained module and what it spent.
 
     Attributes:
         module: plain, no hooks; layers may differ from the input's (see ``warnings``).
-        budget: epsilon, delta and how they were accounted, for the steps that were taken.
-        clipped: share of the drawn records whose gradient was longer than ``max_grad_norm``.
+        budget: epsilon, delta and how they were accounted, for all steps that touched the data.
+        clipped: share of the drawn records whose gradient was longer than the bound.
         empty_batches: steps that drew no record; they add noise and count like any other.
+        lost_steps: steps that a crash undid under a secret seed; they count, though the weights do not show them.
+        clip_norm: the bound at the end (it moves with adaptive clipping).
+        skipped: records drawn whose gradient was not finite; they were left out.
+        slow_layers: layers without a closed form, whose gradients by record took another pass.
     """
 
     module: nn.Module
@@ -100,6 +57,10 @@ class DPResult:
     empty_batches: int
     seconds: float
     warnings: tuple[str, ...]
+    lost_steps: int = 0
+    clip_norm: float = 0.0
+    skipped: int = 0
+    slow_layers: tuple[str, ...] = ()
 
 
 def dp_fine_tune(
@@ -109,19 +70,32 @@ def dp_fine_tune(
     *,
     config: DPConfig,
     on_samples: Callable[[int], None] | None = None,
+    loss: RowLoss | None = None,
+    augment: Augment | None = None,
+    checkpoint: Path | None = None,
+    every: int | None = None,
 ) -> DPResult:
-    """Trains a copy of ``module`` with cross-entropy; parameters that take no gradients stay as they are.
+    """Trains a copy of ``module``; parameters that take no gradients stay as they are.
 
     The guarantee covers this training only. It says nothing of records that already shaped the weights it starts from,
     nor of choices (learning rate, epochs) that were made by looking at results on these records.
+
+    Where ``torch.distributed`` is initialised, every process calls this with the same arguments and shares the work.
 
     Args:
         x: inputs ``(n, ...)`` as the module takes them.
         y: labels int64 ``(n,)``.
         on_samples: called after each step with the number of records it was expected to use.
+        loss: ``loss(logits, y) -> (rows,)``, one number a row; cross-entropy when left out.
+        augment: ``augment(x, generator) -> x``, drawn anew for each row; needed when ``config.views`` is above 1.
+        checkpoint: file in which the training is kept; one that is there is continued. With a known seed the steps
+            that a crash undid are repeated to the bit. With a secret seed they are made with fresh noise, and both
+            attempts count.
+        every: steps between checkpoints; once an epoch when left out.
 
     Raises:
-        UnsupportedError: for empty data, a batch larger than the data, or layers that cannot be trained privately.
+        UnsupportedError: for empty data, a batch larger than the data, layers that cannot be trained privately, or a
+            checkpoint of another training.
         AuditError: when the weights stop being finite.
     """
     n = len(x)
@@ -129,23 +103,34 @@ def dp_fine_tune(
         raise UnsupportedError(f"{n} inputs and {len(y)} labels: both must be the same number above 0")
     if config.batch_size > n:
         raise UnsupportedError(f"batch_size is {config.batch_size}, but there are only {n} records")
+    if config.views > 1 and augment is None:
+        raise UnsupportedError(f"views is {config.views}, but nothing tells them apart: give augment")
     started = time.perf_counter()
     plan = _plan(config, n)
     private, notes = private_structure(module)
-    with torch.enable_grad(), _seeded(config.seed):
-        run = _Run(copy.deepcopy(private), x, y, config, plan)
-        run.train(on_samples)
-    private.load_state_dict(run.module.state_dict())
+    task = Task(x, y, loss or _cross_entropy, augment)
+    effect = _replacement_effect(module, private, task) if _lost_statistics(module, private) else ()
+    hints = tuple(advice(_setting(config, plan, private, n)))
+    kept = None if checkpoint is None else Checkpoint(checkpoint, _fingerprint(private, x, y, config, plan))
+    run = PrivateRun(copy.deepcopy(private), task, config, plan.noise_multiplier, plan.sample_rate, plan.steps)
+    with torch.enable_grad(), run:
+        run.train(on_samples, kept, every)
+    private.load_state_dict(run.result())
     private.train(module.training)
-    budget = epsilon(plan.noise_multiplier, plan.sample_rate, run.steps, plan.delta)
+    state = run.state
+    budget = epsilon(plan.noise_multiplier, plan.sample_rate, state.steps + state.lost, plan.delta)
     return DPResult(
         module=private,
         budget=budget,
-        history=tuple(run.history),
-        clipped=run.clipped / max(1, run.drawn),
-        empty_batches=run.empty_batches,
+        history=tuple(state.history),
+        clipped=state.clipped / max(1, state.drawn),
+        empty_batches=state.empty,
         seconds=time.perf_counter() - started,
-        warnings=(*notes, *budget.warnings, *_caveats(config, plan, n)),
+        warnings=(*notes, *effect, *budget.warnings, *hints, *_after(run), *_caveats(config, plan, n)),
+        lost_steps=state.lost,
+        clip_norm=run.clipping.bound,
+        skipped=state.skipped,
+        slow_layers=run.slow,
     )
 
 
@@ -167,6 +152,85 @@ def _plan(config: DPConfig, n: int) -> _Plan:
     return _Plan(noise_for(config.epsilon, sample_rate, steps, delta), sample_rate, steps, delta)
 
 
+def _cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    return cross_entropy(logits, y, reduction="none")
+
+
+def _fingerprint(module: nn.Module, x: Inputs, y: Tensor, config: DPConfig, plan: _Plan) -> str:
+    """Of everything that a continued training must share with the one that was cut off."""
+    digest = hashlib.sha256(json.dumps([asdict(config), asdict(plan), len(x)], sort_keys=True).encode())
+    digest.update(y.cpu().contiguous().numpy().tobytes())
+    for place in (0, len(x) // 2, len(x) - 1):
+        digest.update(x[torch.tensor([place])].cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    for name, value in module.state_dict().items():
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    for name, parameter in module.named_parameters():
+        digest.update(f"{name} {parameter.requires_grad}".encode())
+    return digest.hexdigest()
+
+
+_LOOK = 512
+"""Training records on which the effect of replaced layers is measured."""
+
+
+def _lost_statistics(before: nn.Module, after: nn.Module) -> bool:
+    return any("running_mean" in key for key in before.state_dict().keys() - after.state_dict().keys())
+
+
+@torch.no_grad()
+def _replacement_effect(before: nn.Module, after: nn.Module, task: Task) -> tuple[str, ...]:
+    """What replacing layers did to the accuracy, before any training, on training records."""
+    index = torch.arange(min(_LOOK, len(task.y)))
+    x, y = task.x[index], task.y[index]
+    rates = []
+    for module in (before, after):
+        modes = {layer: layer.training for layer in module.modules()}
+        device = next(module.parameters()).device
+        logits = module.eval()(x.to(device))
+        if logits.ndim != 2 or y.ndim != 1:
+            return ()
+        rates.append(float((logits.argmax(1).cpu() == y.cpu()).double().mean()))
+        for layer, mode in modes.items():
+            layer.training = mode
+    return (
+        f"On {len(index)} training records the network was right on {rates[0]:.1%} before the layers were replaced and "
+        f"on {rates[1]:.1%} after, before any training (measured without noise, so not covered by epsilon).",
+    )
+
+
+def _setting(config: DPConfig, plan: _Plan, module: nn.Module, n: int) -> Setting:
+    trained = [parameter.detach() for parameter in module.parameters() if parameter.requires_grad]
+    length = math.sqrt(sum(float(parameter.double().square().sum()) for parameter in trained))
+    return Setting(
+        epsilon=config.epsilon,
+        delta=plan.delta,
+        noise_multiplier=plan.noise_multiplier,
+        batch_size=config.batch_size,
+        epochs=config.epochs,
+        steps=plan.steps,
+        records=n,
+        numbers=sum(parameter.numel() for parameter in trained),
+        length=length,
+        max_grad_norm=config.max_grad_norm,
+        lr=config.lr,
+        sgd=config.optimizer == "sgd" and config.schedule == "constant",
+    )
+
+
+def _after(run: PrivateRun) -> Iterator[str]:
+    state = run.state
+    if state.lost:
+        yield (
+            f"{state.lost} steps were undone by a crash: they touched the data, so they count, and as many fewer steps "
+            "shaped the weights"
+        )
+    if state.skipped:
+        yield f"{state.skipped} times a record's gradient was not finite; it was left out of its step"
+    if run.slow:
+        yield f"no closed form for {', '.join(run.slow)}: gradients by record took another pass of that layer"
+
+
 def _caveats(config: DPConfig, plan: _Plan, n: int) -> Iterator[str]:
     if plan.delta > 1 / n:
         yield f"delta {plan.delta:g} is above 1/n = {1 / n:.2g}: a method that publishes one record would satisfy it"
@@ -178,142 +242,3 @@ def _caveats(config: DPConfig, plan: _Plan, n: int) -> Iterator[str]:
             "Train with a secret seed before publishing the weights"
         )
     yield "epsilon does not cover the choice of hyper-parameters, nor the training curve, which has no noise"
-
-
-@contextmanager
-def _seeded(seed: int | None) -> Iterator[None]:
-    """Dropout draws from the global state: it is set from the seed inside and restored on leaving."""
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices), warnings.catch_warnings():
-        # Hooks on the first layer fire although its input takes no gradient; that is how they are meant to be used.
-        warnings.filterwarnings("ignore", message="Full backward hook is firing")
-        torch.manual_seed(torch.Generator().seed() % 2**63 if seed is None else seed)
-        yield
-
-
-def _generator(seed: int | None, device: torch.device) -> torch.Generator:
-    generator = torch.Generator(device)
-    if seed is None:
-        generator.seed()
-        return generator
-    return generator.manual_seed(seed)
-
-
-class _Run:
-    """The state of one private training."""
-
-    def __init__(self, module: nn.Module, x: Inputs, y: Tensor, config: DPConfig, plan: _Plan) -> None:
-        self.module, self.x, self.y, self.config, self.plan = module, x, y, config, plan
-        self.parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        if not self.parameters:
-            raise UnsupportedError("no parameter takes gradients: there is nothing to train")
-        self.device = self.parameters[0].device
-        self.physical = config.physical_batch or max(
-            1, _GRADIENT_MEMORY // sum(parameter.numel() for parameter in self.parameters)
-        )
-        self.sampling = _generator(config.seed, torch.device("cpu"))
-        self.history: list[DPEpoch] = []
-        self.steps = self.drawn = self.clipped = self.empty_batches = 0
-        self.totals = torch.zeros(3, dtype=torch.float64)  # loss, correct, records of the present epoch
-        _train_mode(module)
-        # strict refuses any buffer, even constants; layers that learn statistics were refused before.
-        self.hooked = GradSampleModule(module, loss_reduction="sum", strict=False)
-        self.optimizer = self._optimizer()
-
-    def _optimizer(self) -> DPOptimizer:
-        config = self.config
-        plain = (
-            torch.optim.SGD(self.parameters, lr=config.lr, momentum=config.momentum)
-            if config.optimizer == "sgd"
-            else torch.optim.Adam(self.parameters, lr=config.lr)
-        )
-        seed = None if config.seed is None else config.seed + 1  # not the numbers that chose the batches
-        return DPOptimizer(
-            plain,
-            noise_multiplier=self.plan.noise_multiplier,
-            max_grad_norm=config.max_grad_norm,
-            expected_batch_size=config.batch_size,  # exactly n * sample_rate, not rounded
-            generator=_generator(seed, self.device),
-            secure_mode=config.secure_noise,
-        )
-
-    def train(self, on_samples: Callable[[int], None] | None) -> None:
-        per_epoch = math.ceil(self.plan.steps / self.config.epochs)
-        try:
-            for step in range(self.plan.steps):
-                self._step(self._draw())
-                if on_samples is not None:
-                    on_samples(self.config.batch_size)
-                if (step + 1) % per_epoch == 0 or step + 1 == self.plan.steps:
-                    self._close_epoch()
-        finally:
-            self.hooked.remove_hooks()
-
-    def _draw(self) -> Tensor:
-        """A Poisson sample: each record on its own coin, so the size varies and may be 0."""
-        return (torch.rand(len(self.y), generator=self.sampling) < self.plan.sample_rate).nonzero().squeeze(1)
-
-    def _step(self, index: Tensor) -> None:
-        """One noisy step on the records of ``index``, some at a time so that their gradients fit in memory."""
-        self.optimizer.zero_grad()
-        parts = index.split(self.physical) if len(index) else ()
-        for place, part in enumerate(parts):
-            self._accumulate(part)
-            if place + 1 < len(parts):
-                self.optimizer.signal_skip_step(do_skip=True)
-                self.optimizer.step()
-                self.optimizer.zero_grad()
-        if not parts:
-            self.empty_batches += 1
-            for parameter in self.parameters:
-                parameter.grad_sample = parameter.new_zeros((0, *parameter.shape))  # pyright: ignore[reportAttributeAccessIssue]
-        self.optimizer.step()
-        self.steps += 1
-
-    def _accumulate(self, part: Tensor) -> None:
-        x, y = self.x[part].to(self.device), self.y[part].to(self.device)
-        logits = self.hooked(x)
-        loss = cross_entropy(logits, y, reduction="sum")
-        loss.backward()
-        self.clipped += int((self._gradient_norms(len(part)) > self.config.max_grad_norm).sum())
-        self.drawn += len(part)
-        correct = (logits.argmax(1) == y).sum()
-        self.totals += torch.stack([loss.detach().double(), correct.double(), x.new_tensor(len(x)).double()]).cpu()
-
-    def _gradient_norms(self, b: int) -> Tensor:
-        """l2 norm ``(b,)`` of each record's gradient over all parameters."""
-        gradients: list[Tensor] = []
-        for name, parameter in self.module.named_parameters():
-            if parameter.requires_grad:
-                gradient = getattr(parameter, "grad_sample", None)
-                if not isinstance(gradient, Tensor):
-                    raise UnsupportedError(
-                        f"{name} gives no gradient per record: it takes no part in the output, or its layer is unknown "
-                        "to Opacus; freeze it or use a supported layer"
-                    )
-                if len(gradient) != b:
-                    raise UnsupportedError(
-                        f"{name} gives {len(gradient)} gradients for {b} records: its layer must get the batch in its "
-                        "first dimension, once per record"
-                    )
-                gradients.append(gradient)
-        return torch.stack([gradient.reshape(len(gradient), -1).norm(dim=1) for gradient in gradients]).norm(dim=0)
-
-    def _close_epoch(self) -> None:
-        loss, correct, records = self.totals.tolist()
-        self.totals.zero_()
-        if not all(bool(parameter.isfinite().all()) for parameter in self.parameters):
-            raise AuditError(
-                f"private training diverged after {self.steps} steps (weights are not finite): lower lr "
-                f"(now {self.config.lr:g})"
-            )
-        self.history.append(DPEpoch(loss / max(1, records), correct / max(1, records)))
-
-
-def _train_mode(module: nn.Module) -> None:
-    """Train mode, except for frozen layers, whose statistics must not move."""
-    module.train()
-    for layer in module.modules():
-        own = list(layer.parameters())
-        if own and not any(parameter.requires_grad for parameter in own):
-            layer.eval()

@@ -91,18 +91,14 @@ def _batch_norm_note(names: list[str]) -> str:
 
 
 def _refuse_unsupported(module: nn.Module) -> None:
-    training = module.training
-    errors = ModuleValidator.validate(module.train(), strict=False)
-    module.train(training)
+    errors = []
     for name, layer in module.named_modules():
-        if isinstance(layer, nn.MultiheadAttention) and _takes_gradients(layer):
-            # Opacus' replacement computes something else for batch_first=True (1.6.0), and mixes records otherwise.
-            raise UnsupportedError(
-                f"DP-SGD cannot train {name or 'the model'}: MultiheadAttention has no sound replacement; freeze it "
-                "or build attention from Linear layers"
-            )
+        check = ModuleValidator.VALIDATORS.get(type(layer))
+        # Opacus refuses attention because its replacement differs from it; here it keeps its own parameters.
+        if check is not None and _takes_gradients(layer) and not isinstance(layer, nn.MultiheadAttention):
+            errors += [f"{name or 'the model'}: {error}" for error in check(layer)]
     if errors:
-        raise UnsupportedError(f"DP-SGD cannot train this model: {'; '.join(str(error) for error in errors)}")
+        raise UnsupportedError(f"DP-SGD cannot train this model: {'; '.join(errors)}")
     for name, layer in module.named_modules():
         tracked = [key for key, buffer in layer.named_buffers(recurse=False) if key.startswith("running_")]
         own = [parameter for parameter in layer.parameters(recurse=False) if parameter.requires_grad]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -41,6 +41,10 @@ class Share(ABC):
     def per_record(self) -> Tensor:
         """Every record's gradient, ``(b, *shape)``."""
 
+    def add_to(self, total: Tensor, weights: Tensor) -> None:
+        """Adds the weighted sum to ``total``, which is contiguous."""
+        total.add_(self.weighted_sum(weights))
+
 
 @dataclass(slots=True)
 class Formed(Share):
@@ -54,6 +58,9 @@ class Formed(Share):
     def weighted_sum(self, weights: Tensor) -> Tensor:
         shape = self.gradients.shape[1:]
         return (weights @ self.gradients.flatten(1)).view(shape)
+
+    def add_to(self, total: Tensor, weights: Tensor) -> None:
+        total.view(-1).addmv_(self.gradients.flatten(1).T, weights)
 
     def per_record(self) -> Tensor:
         return self.gradients
@@ -76,6 +83,9 @@ class Outer(Share):
 
     def weighted_sum(self, weights: Tensor) -> Tensor:
         return (self.back * weights.unsqueeze(1)).T @ self.seen
+
+    def add_to(self, total: Tensor, weights: Tensor) -> None:
+        total.addmm_((self.back * weights.unsqueeze(1)).T, self.seen)
 
     def per_record(self) -> Tensor:
         return self.back.unsqueeze(2) * self.seen.unsqueeze(1)
@@ -100,6 +110,9 @@ class Outers(Share):
 
     def weighted_sum(self, weights: Tensor) -> Tensor:
         return (self.back * weights.view(-1, 1, 1)).flatten(0, 1).T @ self.seen.flatten(0, 1)
+
+    def add_to(self, total: Tensor, weights: Tensor) -> None:
+        total.addmm_((self.back * weights.view(-1, 1, 1)).flatten(0, 1).T, self.seen.flatten(0, 1))
 
     def per_record(self) -> Tensor:
         return torch.bmm(self.back.transpose(1, 2), self.seen)
@@ -227,3 +240,17 @@ def _as_sequence(share: Share) -> tuple[Tensor, Tensor]:
     if isinstance(share, Outers):
         return share.seen, share.back
     return share.seen.unsqueeze(1), share.back.unsqueeze(1)
+
+
+def numbers(share: Share) -> int:
+    """How many numbers a share keeps in memory."""
+    total = 0
+    for item in fields(share):  # pyright: ignore[reportArgumentType]
+        value = getattr(share, item.name)
+        if isinstance(value, Tensor):
+            total += value.numel()
+        elif isinstance(value, Share):
+            total += numbers(value)
+        elif isinstance(value, tuple):
+            total += sum(numbers(part) for part in value)
+    return total
