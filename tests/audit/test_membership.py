@@ -11,6 +11,8 @@ from auditorch.audit.checks.membership_exposure import Exposure, Group
 from auditorch.audit.checks.membership_findings import findings
 from auditorch.audit.errors import DataError
 from auditorch.audit.samples import Samples
+from auditorch.privacy.shadow.fresh import fresh
+from auditorch.privacy.shadow.training import ShadowConfig, fit
 from auditorch.reports.record import Chart, Metric, Result, Table
 from pydantic import ValidationError
 from sklearn.metrics import roc_auc_score
@@ -202,7 +204,15 @@ def test_verify_holds_and_fails_for_another_model_or_training_set_or_number(tmp_
 
 @pytest.mark.parametrize(
     ("fields", "message"),
-    [({}, "train"), ({"train": "a", "attack": "lira"}, "loss"), ({"train": "a", "fpr": [0]}, "greater than 0")],
+    [
+        ({}, "train"),
+        ({"train": "a", "attack": "lyra"}, "loss"),
+        ({"train": "a", "fpr": [0]}, "greater than 0"),
+        ({"train": "a", "shadows": 8}, "shadows: not used by the loss attack"),
+        ({"train": "a", "attack": "rmia", "variance": "fixed"}, "variance: not used by the rmia attack"),
+        ({"train": "a", "attack": "shokri", "flip": True, "online": False}, "flip, online: not used"),
+        ({"train": "a", "attack": "lira", "shadows": 5}, "multiple of 2"),
+    ],
 )
 def test_bad_options_are_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError) as caught:
@@ -215,3 +225,104 @@ def test_every_metric_is_described(tmp_path: Path) -> None:
         name = "tpr_at_fpr_RATE" if found.name.startswith("tpr_at_fpr_0.") else found.name
         assert name in Membership.metrics, found.name
         assert found.label
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 4))
+
+
+def overfitted(data: Samples, seed: int = 0) -> nn.Module:
+    """Trained until it knows its records by heart."""
+    x = encode(data.inputs[np.arange(len(data))])
+    config = ShadowConfig(epochs=60, batch_size=16, lr=1e-2, seed=seed)
+    model = fresh(network(), seed)
+    fit([model], x, torch.from_numpy(data.labels), [torch.arange(len(data))], config)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def memorised() -> nn.Module:
+    return overfitted(members(120))
+
+
+@pytest.fixture(scope="module")
+def stranger() -> nn.Module:
+    return overfitted(toy_samples(120, seed=9, contrast=0.05, noise=0.3))
+
+
+WITH = {"shadows": 8, "epochs": 60, "shadow_batch_size": 16, "lr": 1e-2}
+ATTACKS_WITH_OPTIONS: dict[str, dict[str, Any]] = {
+    "lira": WITH,
+    "rmia": WITH,
+    "shokri": WITH,
+    "quantile": {},
+    "label_only": {},
+}
+
+
+@pytest.mark.parametrize("attack", ATTACKS_WITH_OPTIONS)
+def test_every_attack_catches_a_model_that_knows_its_records_by_heart(
+    tmp_path: Path, memorised: nn.Module, stranger: nn.Module, attack: str
+) -> None:
+    train, test = members(120), nonmembers(120)
+    context = FakeContext(tmp_path, "membership", sources={"train.npz": train})
+    check = Membership.model_validate({"train": "train.npz", "attack": attack, **ATTACKS_WITH_OPTIONS[attack]})
+    result = check.run(toy_target(memorised), test, context)
+    assert (metric(result, "member_accuracy").value or 0) > 0.95
+    assert interval(result, "auc")[0] > 0.55
+    assert result.findings[0].severity in ("low", "medium", "high")
+
+    def failed(module: nn.Module, claimed: Result = result) -> list[str]:
+        return [claim.what for claim in check.verify(toy_target(module), test, claimed, context) if not claim.ok]
+
+    assert failed(memorised) == []
+    assert "the model answers as recorded" in failed(stranger)
+    forged = tuple(m.model_copy(update={"value": 0.5}) if m.name == "auc" else m for m in result.metrics)
+    assert failed(memorised, result.model_copy(update={"metrics": forged})) == ["auc follows from the scores"]
+
+
+@pytest.mark.parametrize("attack", ATTACKS_WITH_OPTIONS)
+def test_no_attack_accuses_a_model_that_never_saw_the_members(tmp_path: Path, stranger: nn.Module, attack: str) -> None:
+    result = run(tmp_path, stranger, members(120), nonmembers(120), attack=attack, **ATTACKS_WITH_OPTIONS[attack])
+    low, high = interval(result, "auc")
+    spare = (high - low) / 2  # one in twenty intervals misses; twice as wide, one in ten thousand
+    assert low - spare <= 0.5 <= high + spare
+    assert result.findings[0].severity in ("info", "low")
+
+
+def test_shadow_models_find_more_than_the_confidence(tmp_path: Path, memorised: nn.Module) -> None:
+    train, test = members(120), nonmembers(120)
+    found = {
+        attack: metric(run(tmp_path, memorised, train, test, attack=attack, **options), "auc").value or 0.0
+        for attack, options in (("confidence", {}), ("lira", WITH))
+    }
+    assert found["lira"] > found["confidence"] + 0.02
+
+
+def test_more_queries_are_asked_and_recorded(tmp_path: Path, memorised: nn.Module) -> None:
+    context = FakeContext(tmp_path, "membership", sources={"train.npz": members(40)})
+    check = Membership(train="train.npz", attack="lira", shadows=2, epochs=1, flip=True, shifts=1)
+    result = check.run(toy_target(memorised), nonmembers(40), context)
+    tensors = context.read_evidence(result.evidence[0])
+    assert tensors["target_logits"].shape == (10, 80, 4)
+    assert tensors["shadow_scores"].shape == (2, 80, 10)
+    x = encode(nonmembers(40).inputs[np.arange(40)])
+    assert torch.allclose(tensors["target_logits"][5, 40:], memorised(x.flip(-1)), atol=1e-5)
+    assert not any("mirrored" in text for text in result.not_covered)
+    assert result.forwards == 800
+
+
+def test_shadows_that_train_on_too_little_are_named(tmp_path: Path, memorised: nn.Module) -> None:
+    small = run(tmp_path, memorised, members(120), nonmembers(120), attack="rmia", shadows=2, epochs=1, limit=40)
+    assert any("trained on 40 records, the model on 120" in text for text in small.warnings)
+    full = run(tmp_path, memorised, members(120), nonmembers(120), attack="rmia", shadows=2, epochs=1)
+    assert not any("the model on 120" in text for text in full.warnings)
+
+
+def test_the_access_that_is_needed_depends_on_the_attack() -> None:
+    def needed(attack: str) -> frozenset[str]:
+        return Membership.model_validate({"train": "a", "attack": attack}).required()
+
+    assert needed("loss") == needed("quantile") == {"scores"}
+    assert needed("label_only") == {"labels"}
+    assert needed("lira") == needed("rmia") == needed("shokri") == {"gradients", "scores"}
