@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,46 +14,22 @@ from torch import Tensor
 from ..attacks.attack import Attack, Model
 from ..attacks.engine import evaluate
 from ..attacks.models import attacking
-from ..attacks.statistics import rate_interval
 from ..attacks.threat import Norm, Threat
 from ..privacy.membership.roc import tpr_at_fpr
 from ..privacy.membership.threshold import ScoreKind, membership_scores
 from ..reports.record import Gate, Metric, Result, VariantRecord
 from ..reports.writing import metric_text
 from . import registry
+from .checks.performance_measures import Measured as PerformanceMeasured
 from .errors import DataError
 from .gates import BASE, Confidence, evaluate_gate, parse_gate
+from .invariance import Change, invariance
+from .measured import Measured, share
 
 Data = tuple[Any, Any]
 """Inputs ``(n, ...)`` and labels ``(n,)``: tensors, arrays or lists."""
 
 _WORST = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """One rate with what a failing test needs to tell.
-
-    Attributes:
-        metric: value, 95 % interval and n.
-        how: the setting: attack, threat, false positive rate.
-        worst: positions and figures of the samples that did worst, the worst first.
-    """
-
-    metric: Metric
-    how: str
-    worst: tuple[str, ...] = ()
-
-    @property
-    def value(self) -> float:
-        """The rate, 0..1; NaN when it is undefined."""
-        return float("nan") if self.metric.value is None else self.metric.value
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """The 95 % interval."""
-        low, high = self.metric.ci_low, self.metric.ci_high
-        return (float("nan") if low is None else low, float("nan") if high is None else high)
 
 
 def evasion(
@@ -80,7 +55,7 @@ def evasion(
     threat = Threat(norm, eps, bounds=bounds)  # pyright: ignore[reportArgumentType] (reads fractions)
     chosen: Attack = registry.load("attacks", attack)() if isinstance(attack, str) else attack
     outcome = evaluate(chosen, model, inputs, labels, threat, seed=seed, batch_size=batch_size)
-    metric = _rate("robust_accuracy", int((~outcome.success).sum()), len(labels), higher_is_better=True)
+    metric = share("robust_accuracy", int((~outcome.success).sum()), len(labels), higher_is_better=True)
     order = outcome.distance.masked_fill(~outcome.success, float("inf")).argsort(stable=True)
     broken = [int(i) for i in order[: min(_WORST, int(outcome.success.sum()))]]
     worst = tuple(_fooled(i, outcome.distance[i], outcome.correct[i], labels, outcome.adv_logits, norm) for i in broken)
@@ -94,7 +69,31 @@ def accuracy(model: Model, x: ArrayLike | Tensor, y: ArrayLike | Tensor, *, batc
     wrong = (found.argmax(1) != labels).nonzero().flatten()
     surest = wrong[found.softmax(1).amax(1)[wrong].argsort(descending=True, stable=True)][:_WORST]
     worst = tuple(f"sample {int(i)}: label {int(labels[i])}, predicted {int(found[i].argmax())}" for i in surest)
-    return Measured(_rate("accuracy", len(labels) - len(wrong), len(labels), higher_is_better=True), "clean", worst)
+    return Measured(share("accuracy", len(labels) - len(wrong), len(labels), higher_is_better=True), "clean", worst)
+
+
+def calibration_error(
+    model: Model, x: ArrayLike | Tensor, y: ArrayLike | Tensor, *, bins: int = 15, batch_size: int = 512
+) -> Measured:
+    """Expected calibration error of ``model``: how far its confidence is from its accuracy, on average (0..1)."""
+    inputs, labels = _tensors(x, y)
+    found = _logits(model, inputs, batch_size).numpy()
+    measured = PerformanceMeasured(found, labels.numpy(), tuple(map(str, range(found.shape[1]))), bins, 1000, 0)
+    metric = next(metric for metric in measured.metrics if metric.name == "ece")
+    return Measured(metric, f"{bins} bins of confidence", tuple(_gaps(measured)))
+
+
+def _gaps(measured: PerformanceMeasured) -> Iterator[str]:
+    """The bins in which confidence and accuracy lie furthest apart, weighted by their samples."""
+    found = measured.calibration
+    order = np.argsort(-np.abs(found.gaps.sum(0)), kind="stable")[:_WORST]
+    for bin_ in order[found.counts[order] > 0]:
+        low, high = found.edges[bin_], found.edges[bin_ + 1]
+        right = found.hits[bin_] / found.counts[bin_]
+        yield (
+            f"confidence {low:.2f} to {high:.2f}: {found.counts[bin_]} samples, "
+            f"mean confidence {found.confidence[bin_]:.3f}, right {right:.3f}"
+        )
 
 
 def membership(
@@ -136,7 +135,7 @@ def assert_robust(
     model: Model,
     x: ArrayLike | Tensor,
     y: ArrayLike | Tensor,
-    norm: Norm = "linf",
+    norm: Norm | Threat = "linf",
     eps: float | str = 8 / 255,
     *,
     at_least: float,
@@ -147,14 +146,16 @@ def assert_robust(
     confidence: Confidence = "interval",
 ) -> Measured:
     """Fails unless the robust accuracy is at least ``at_least``: its whole 95 % interval, or with
-    ``confidence="none"`` its value.
+    ``confidence="none"`` its value. ``norm`` may be a whole :class:`Threat`.
 
     Raises:
         AssertionError: with value, interval, n and the samples that broke most easily.
     """
     __tracebackhide__ = True
+    if isinstance(norm, Threat):
+        norm, eps, bounds = norm.norm, norm.eps, norm.bounds
     measured = evasion(model, x, y, norm=norm, eps=eps, attack=attack, bounds=bounds, batch_size=batch_size, seed=seed)
-    _require(measured, ">=", at_least, confidence, "broken with the smallest change")
+    require(measured, ">=", at_least, confidence, "broken with the smallest change")
     return measured
 
 
@@ -174,7 +175,7 @@ def assert_accurate(
     """
     __tracebackhide__ = True
     measured = accuracy(model, x, y, batch_size=batch_size)
-    _require(measured, ">=", at_least, confidence, "wrong with the highest confidence")
+    require(measured, ">=", at_least, confidence, "wrong with the highest confidence")
     return measured
 
 
@@ -196,12 +197,61 @@ def assert_private(
     """
     __tracebackhide__ = True
     measured = membership(model, members, nonmembers, fpr=fpr, attack=attack, batch_size=batch_size)
-    _require(measured, "<=", at_most, confidence, "most exposed")
+    require(measured, "<=", at_most, confidence, "most exposed")
     return measured
 
 
-def _require(measured: Measured, operator: str, threshold: float, confidence: Confidence, worst: str) -> None:
-    """Judges by the same rules as a gate of a spec."""
+def assert_calibrated(
+    model: Model,
+    x: ArrayLike | Tensor,
+    y: ArrayLike | Tensor,
+    *,
+    at_most: float,
+    bins: int = 15,
+    batch_size: int = 512,
+    confidence: Confidence = "interval",
+) -> Measured:
+    """Fails unless the expected calibration error is at most ``at_most``.
+
+    Raises:
+        AssertionError: with value, interval, n and the bins of confidence that are furthest off.
+    """
+    __tracebackhide__ = True
+    measured = calibration_error(model, x, y, bins=bins, batch_size=batch_size)
+    require(measured, "<=", at_most, confidence, "furthest off")
+    return measured
+
+
+def assert_invariant(
+    predict: Callable[[Sequence[Any]], Any],
+    inputs: Sequence[Any],
+    change: Change | str | Iterable[Change | str],
+    *,
+    at_least: float,
+    batch_size: int = 64,
+    confidence: Confidence = "interval",
+) -> Measured:
+    """Fails unless the predictions of at least ``at_least`` of the inputs survive every change.
+
+    Args:
+        predict: a classifier: inputs to labels, logits ``(n, k)``, or a pipeline's list of ``{"label": …}``.
+        change: ``"typos"``, ``"case"``, ``"whitespace"``, ``"punctuation"``, a function of one input, or several.
+
+    Raises:
+        AssertionError: with value, interval, n and inputs whose prediction changed.
+    """
+    __tracebackhide__ = True
+    measured = invariance(predict, inputs, change, batch_size=batch_size)
+    require(measured, ">=", at_least, confidence, "changed their prediction")
+    return measured
+
+
+def require(measured: Measured, operator: str, threshold: float, confidence: Confidence, worst: str) -> None:
+    """Judges by the same rules as a gate of a spec; ``worst`` heads the list of the samples that did worst.
+
+    Raises:
+        AssertionError: unless it passes.
+    """
     __tracebackhide__ = True
     gate = _judge(measured.metric, operator, threshold, confidence)
     if gate.verdict == "pass":
@@ -220,20 +270,6 @@ def _judge(metric: Metric, operator: str, threshold: float, confidence: Confiden
     result = Result(check="assertion", id="assertion", title="", status="ok", metrics=(metric,))
     gate = parse_gate(f"assertion.{metric.name} {operator} {float(threshold)!r}")
     return evaluate_gate(gate, [VariantRecord(id=BASE, kind=BASE, results=(result,))], confidence)
-
-
-def _rate(name: str, hits: int, n: int, *, higher_is_better: bool) -> Metric:
-    low, high = rate_interval(hits, n)
-    return Metric(
-        name=name,
-        value=hits / n,
-        ci_low=low,
-        ci_high=high,
-        n=n,
-        unit="rate",
-        higher_is_better=higher_is_better,
-        method="wilson",
-    )
 
 
 def _fooled(i: int, distance: Tensor, correct: Tensor, labels: Tensor, logits: Tensor, norm: str) -> str:
@@ -269,8 +305,12 @@ __all__: Sequence[str] = (
     "Measured",
     "accuracy",
     "assert_accurate",
+    "assert_calibrated",
+    "assert_invariant",
     "assert_private",
     "assert_robust",
+    "calibration_error",
     "evasion",
+    "invariance",
     "membership",
 )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import brentq
+from scipy.optimize import root_scalar
 from scipy.special import ndtri
 from scipy.stats import binom, t
 
@@ -82,11 +82,13 @@ def paired_rate_interval(gained: int, lost: int, n: int, confidence: float = 0.9
     z = -float(ndtri((1 - confidence) / 2))
     estimate = (gained - lost) / n
 
-    def beyond(delta: float, side: int) -> float:
-        return side * _score(gained, lost, n, delta) - z
+    def end(side: int, bracket: tuple[float, float]) -> float:
+        """Where the estimate is z standard errors away."""
+        found = root_scalar(lambda delta: side * _score(gained, lost, n, delta) - z, bracket=bracket, xtol=1e-10)
+        return float(found.root)
 
-    low = -1.0 if estimate == -1 else float(brentq(beyond, -1 + 1e-12, estimate, args=(1,), xtol=1e-10))
-    high = 1.0 if estimate == 1 else float(brentq(beyond, estimate, 1 - 1e-12, args=(-1,), xtol=1e-10))
+    low = -1.0 if estimate == -1 else end(1, (-1 + 1e-12, estimate))
+    high = 1.0 if estimate == 1 else end(-1, (estimate, 1 - 1e-12))
     return low, high
 
 

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from types import ModuleType
-
     from _pytest._code.code import ExceptionInfo, TerminalRepr
     from _pytest.terminal import TerminalReporter
 
+    from ..attacks.threat import Threat
     from ..reports.record import AuditRecord, Gate
+    from .remembered import Audits
     from .spec import Spec
 
 _NAME = re.compile(r"(?:.+\.)?audit\.ya?ml")
@@ -56,6 +56,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "audit: a gate of an audit spec (auditorch).")
+    config.addinivalue_line(
+        "markers",
+        'threats("linf 8/255", "l2 0.5"): runs the test once for each threat model, given as `threat` (auditorch).',
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    marker = metafunc.definition.get_closest_marker("threats")
+    if marker is None or "threat" not in metafunc.fixturenames:
+        return
+    written = [(" ".join(map(str, one)) if isinstance(one, list | tuple) else str(one)) for one in marker.args]
+    wrong = [one for one in written if len(one.split()) != 2]
+    if wrong or not written:
+        raise pytest.UsageError(
+            f"{metafunc.definition.nodeid}: threats are written as norm and radius, "
+            f'@pytest.mark.threats("linf 8/255", "l2 0.5"); not {wrong[0] if wrong else "none at all"!r}'
+        )
+    # The radius keeps its slash in the value only: in an id it would read as a path.
+    ids = [one.replace("/", ":").replace(" ", "-") for one in written]
+    metafunc.parametrize("threat", written, ids=ids, indirect=True)
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> AuditFile | None:
@@ -191,13 +211,28 @@ class AuditFailedError(Exception):
 
 
 @pytest.fixture
-def audit() -> ModuleType:
-    """Audits of tensors: ``audit.evasion(model, x, y, norm="linf", eps=8/255)``, ``audit.accuracy``,
-    ``audit.membership``, and the assertions ``assert_robust``, ``assert_accurate``, ``assert_private``.
+def audit(request: pytest.FixtureRequest) -> Audits:
+    """Audits of tensors: ``audit.evasion(model, x, y, norm="linf", eps=8/255)``, ``accuracy``, ``calibration_error``,
+    ``membership``, ``invariance``, and ``assert_robust``, ``assert_accurate``, ``assert_calibrated``,
+    ``assert_private``, ``assert_invariant``. What was measured on the same model and data is taken over from earlier
+    runs (pytest --cache-clear forgets it).
     """
-    from . import assertions
+    from .remembered import Audits
 
-    return assertions
+    cache = getattr(request.config, "cache", None)
+    return Audits(Path(cache.mkdir("auditorch"), "measured") if cache else None)
+
+
+@pytest.fixture
+def threat(request: pytest.FixtureRequest) -> Threat:
+    """The threat model of this run of a test that ``@pytest.mark.threats("linf 8/255", …)`` marks."""
+    from ..attacks.threat import Threat
+
+    given = getattr(request, "param", None)
+    if given is None:
+        pytest.fail('mark the test with its threat models: @pytest.mark.threats("linf 8/255", "l2 0.5")', pytrace=False)
+    norm, eps = given.split()
+    return Threat(norm, eps)
 
 
 def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:

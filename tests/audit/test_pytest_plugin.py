@@ -1,6 +1,7 @@
 """The pytest plugin in runs of its own, and the assertions on a model whose answers are known."""
 
 import xml.etree.ElementTree as ET
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,19 @@ import pytest
 import torch
 from auditorch.attacks.errors import UnsupportedError
 from auditorch.attacks.evasion.pgd import PGD
+from auditorch.attacks.threat import Threat
 from auditorch.audit import assertions
-from auditorch.audit.assertions import assert_accurate, assert_private, assert_robust
+from auditorch.audit.assertions import (
+    assert_accurate,
+    assert_calibrated,
+    assert_invariant,
+    assert_private,
+    assert_robust,
+)
 from auditorch.audit.checks import membership, performance
 from auditorch.audit.errors import DataError, SpecError
+from auditorch.audit.invariance import TEXT_CHANGES
+from auditorch.audit.remembered import identity
 from auditorch.audit.runner import run_audit
 from auditorch.reports.schema import read_record
 from torch import Tensor, nn
@@ -139,6 +149,87 @@ def test_the_fixture_measures_tensors(pytester: pytest.Pytester) -> None:
     pytester.runpytest_inprocess().assert_outcomes(passed=1)
 
 
+def test_the_fixture_remembers_what_it_measured(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        import pytest, torch
+        from auditorch.audit import assertions
+
+        @pytest.mark.parametrize("scale", [1.0, 2.0])
+        def test_fixture(audit, scale, monkeypatch, request):
+            torch.manual_seed(0)
+            x = torch.rand(50, 4)
+            model = torch.nn.Sequential(torch.nn.Linear(4, 3))
+            y = model(x).argmax(1)
+            calls = []
+            measure = assertions.accuracy
+            def counted(*args, **options):
+                calls.append(1)
+                return measure(*args, **options)
+            counted.__name__ = "accuracy"
+            monkeypatch.setattr(assertions, "accuracy", counted)
+            known = audit.assert_accurate(model, x * scale, y, at_least=0.1)
+            assert known == audit.accuracy(model, x * scale, y)
+            print("measured", len(calls))
+        """
+    )
+    for expected in (1, 0):
+        done = pytester.runpytest_inprocess("-s")
+        done.assert_outcomes(passed=2)
+        assert done.stdout.str().count(f"measured {expected}") == 2
+    pytester.runpytest_inprocess("-s", "--cache-clear").stdout.fnmatch_lines(["*measured 1*"])
+    done = pytester.runpytest_inprocess("-s", "-p", "no:cacheprovider")
+    done.stdout.fnmatch_lines(["*measured 2*"])
+
+
+def test_a_model_is_known_by_weights_structure_and_source() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
+    same = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
+    same.load_state_dict(model.state_dict())
+    assert identity(model) == identity(same)
+    other = nn.Sequential(nn.Linear(4, 3), nn.Tanh())
+    other.load_state_dict(model.state_dict())
+    assert identity(other) != identity(model)
+    with torch.no_grad():
+        same.get_parameter("0.bias")[0] += 1e-6
+    assert identity(same) != identity(model)
+    assert identity(lambda x: x) is None
+    made = type("Made", (nn.Module,), {})()
+    made.hook = len
+    assert identity(made) is None
+
+
+def test_threats_run_a_test_once_for_each(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.threats("linf 8/255", ("l2", 0.5))
+        def test_marked(threat):
+            assert (threat.norm, round(threat.eps, 4)) in [("linf", 0.0314), ("l2", 0.5)]
+
+        def test_unmarked(threat):
+            pass
+
+        @pytest.mark.threats("linf 8/255")
+        def test_without(): pass
+        """
+    )
+    done = pytester.runpytest_inprocess("-v")
+    done.assert_outcomes(passed=3, errors=1)
+    done.stdout.fnmatch_lines(["*test_marked[[]linf-8:255] PASSED*", "*test_marked[[]l2-0.5] PASSED*"])
+    done.stdout.fnmatch_lines(["*mark the test with its threat models*"])
+    pytester.runpytest_inprocess("-k", "l2").assert_outcomes(passed=1, deselected=3)
+
+
+def test_a_threat_that_cannot_be_read_is_a_clean_error(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("import pytest\n@pytest.mark.threats('linf')\ndef test_marked(threat): pass\n")
+    done = pytester.runpytest_inprocess()
+    done.assert_outcomes(errors=1)
+    done.stdout.fnmatch_lines(["*threats are written as norm and radius*not 'linf'*"])
+
+
 def test_the_plugin_needs_no_torch_until_it_is_used(pytester: pytest.Pytester) -> None:
     pytester.makepyfile("import sys\n\ndef test_light():\n    assert 'torch' not in sys.modules\n")
     pytester.runpytest_subprocess().assert_outcomes(passed=1)
@@ -217,6 +308,70 @@ def test_too_few_nonmembers_cannot_show_privacy() -> None:
     x, y = data(40)
     with pytest.raises(DataError, match="needs at least 100 non-members, not 40"):
         assert_private(linear_model(), (x, y), (x, y), at_most=0.5)
+
+
+def test_an_overconfident_model_fails_and_a_calibrated_one_passes() -> None:
+    generator = torch.Generator().manual_seed(0)
+    p = 0.5 + 0.5 * torch.rand(4000, generator=generator)
+    y = (torch.rand(4000, generator=generator) > p).long()
+    logits = torch.stack([p.log(), (1 - p).log()], 1)
+    assert assert_calibrated(nn.Identity(), logits, y, at_most=0.05).metric.n == 4000
+    with pytest.raises(AssertionError, match=r"(?s)ece is .* wanted <= 0\.05: fail.*furthest off:\n  confidence 0\.\d"):
+        assert_calibrated(nn.Identity(), 5 * logits, y, at_most=0.05)
+
+
+TEXTS = [f"Film number {i} was {'good' if i % 2 else 'bad'} throughout." for i in range(80)]
+
+
+def sentiment(texts: Sequence[str]) -> list[dict[str, object]]:
+    """Knows one word, in small letters."""
+    return [{"label": "positive" if "good" in text else "negative", "score": 0.9} for text in texts]
+
+
+def test_a_brittle_text_model_is_not_invariant() -> None:
+    assert assert_invariant(sentiment, TEXTS, "whitespace", at_least=0.9).value == 1.0
+    with pytest.raises(AssertionError) as caught:
+        assert_invariant(sentiment, TEXTS, ["case", "punctuation"], at_least=0.9)
+    text = str(caught.value)
+    assert text.startswith("invariant share is 50.0 % (39.3–60.7) on 80 samples (480 changes by case, punctuation)")
+    assert "sample 1: positive becomes negative under case: 'Film number 1 was good throughout.' -> 'FILM" in text
+
+
+def test_any_function_may_change_any_input() -> None:
+    x, _ = data(40)
+
+    def darker(image: Tensor) -> list[Tensor]:
+        return [image * 0.99, image * 0.98]
+
+    def stacked(images: Sequence[Tensor]) -> Tensor:
+        return linear_model()(torch.stack(list(images)))
+
+    assert assertions.invariance(stacked, list(x), darker).value == 1.0
+    assert assertions.invariance(stacked, list(x), lambda image: 1 - image).value < 1.0
+
+
+def test_text_changes_are_small_and_always_the_same() -> None:
+    for name, change in TEXT_CHANGES.items():
+        for text in (*TEXTS[:3], "", "a", "!?"):
+            forms = change(text)
+            assert forms == change(text), name
+            assert all(abs(len(form) - len(text)) <= max(4, len(text.split())) for form in forms)
+    assert all(form != TEXTS[0] for form in TEXT_CHANGES["typos"](TEXTS[0]))
+
+
+def test_invariance_refuses_what_it_cannot_judge() -> None:
+    with pytest.raises(UnsupportedError, match="Did you mean 'typos'"):
+        assert_invariant(sentiment, TEXTS, "typo", at_least=0.5)
+    with pytest.raises(DataError, match="no inputs"):
+        assert_invariant(sentiment, [], "typos", at_least=0.5)
+    with pytest.raises(DataError, match="1 answers to"):
+        assert_invariant(lambda texts: ["a"], TEXTS, "typos", at_least=0.5)
+
+
+def test_a_whole_threat_may_be_given() -> None:
+    x, y = data(40)
+    threat = Threat("linf", 0.01)
+    assert assert_robust(linear_model(), x, y, threat, at_least=0.8).how.endswith("linf 0.01")
 
 
 def test_wrong_arguments_are_told() -> None:
