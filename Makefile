@@ -6,7 +6,7 @@ DEMO ?=
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-slow test-gpu coverage lint format bench bench-attacks wheel-check clean
+.PHONY: demo test test-slow test-gpu coverage lint format bench bench-attacks bench-defenses wheel-check clean
 
 demo: .venv/.installed  ## Audit the demo model and write the report (DEMO=--quick for the short form)
 	$(BIN)/auditorch demo -o auditorch-demo $(DEMO)
@@ -37,6 +37,9 @@ bench: bench-attacks
 
 bench-attacks: .venv/.installed  ## PEERS=DIR adds libraries installed there with `pip install --no-deps --target DIR`
 	$(BIN)/python benchmarks/attacks.py $(if $(PEERS),--peers $(PEERS))
+
+bench-defenses: .venv/.installed  ## What the defenses that train buy and cost; IDX=DIR reads the full Fashion-MNIST
+	$(BIN)/python benchmarks/training.py $(if $(IDX),--idx $(IDX))
 
 wheel-check: .venv/.installed  ## Build the wheel, install it in a fresh environment, use it from another folder
 	rm -rf build/wheel build/lib build/bdist.* && mkdir -p build/wheel
