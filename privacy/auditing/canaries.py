@@ -116,6 +116,14 @@ class Planted:
         return (direction / direction.norm().clamp_min(1e-12) @ weight).cpu()
 
 
+def coins(canaries: int, seed: int) -> Tensor:
+    """Bool ``(m,)``: a fair coin for each canary, at least one of them in."""
+    included = torch.rand(canaries, generator=torch.Generator().manual_seed(seed)) < 0.5
+    if not included.any():
+        included[0] = True
+    return included
+
+
 def plant(
     module: nn.Module, x: Tensor, y: Tensor, classes: int, canaries: int, seed: int, strength: float = 1000.0
 ) -> Planted:
@@ -133,10 +141,7 @@ def plant(
     """
     if canaries < 2 or classes < 2 or len(x) < 2:
         raise UnsupportedError(f"{canaries} canaries, {classes} classes, {len(x)} records: at least 2 of each")
-    generator = torch.Generator().manual_seed(seed)
-    included = torch.rand(canaries, generator=generator) < 0.5
-    if not included.any():
-        included[0] = True
+    included = coins(canaries, seed)
     network = CanaryNetwork(copy.deepcopy(module), tuple(x.shape[1:]), x.dtype, canaries, classes)
     network.to(next((parameter.device for parameter in module.parameters()), torch.device("cpu")))
     numbers = included.nonzero().squeeze(1)
