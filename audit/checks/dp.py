@@ -104,6 +104,7 @@ class DPAudit(Check):
         return self.requires if self.train is not None else frozenset({"scores"})
 
     def run(self, target: Target, samples: Samples, context: Context) -> Result:
+        del samples  # canaries need no other data
         audited = self._trained(target, context) if self.train is not None else self._asked(target, context)
         metrics = tuple(_metrics(audited))
         return Result(
@@ -187,8 +188,8 @@ class DPAudit(Check):
         if bound.highest < audited.epsilon:
             yield (
                 f"{len(audited.scores)} canaries can show at most epsilon {bound.highest:.2f}, less than the "
-                f"{audited.epsilon:.3g} claimed: this audit could not have refuted it. Plant more canaries, or test the "
-                "same trainer at a smaller epsilon."
+                f"{audited.epsilon:.3g} claimed: this audit could not have refuted it. Plant more canaries, or test "
+                "the same trainer at a smaller epsilon."
             )
         if self.train is None and abs(audited.included.mean() - 0.5) > 2 / len(audited.included) ** 0.5:
             yield (
@@ -207,6 +208,7 @@ class DPAudit(Check):
             yield "How the canaries were chosen and planted, which is taken on trust."
 
     def verify(self, target: Target, samples: Samples, result: Result, context: Context) -> Iterator[Claim]:
+        del samples
         recorded = context.read_evidence(result.evidence[0])
         scores, included = recorded["scores"].numpy(), recorded["included"].numpy()
         if self.train is not None:
@@ -309,10 +311,10 @@ def _findings(audited: Audited) -> Iterator[Finding]:
         yield Finding(
             severity="critical",
             title="The training leaks more than its epsilon allows",
-            detail=f"{bound.correct} of {bound.guesses} guesses about canaries are right, which a training with epsilon "
-            f"{audited.epsilon:.3g} would allow with at most 5 % probability; epsilon is at least {bound.epsilon:.3g}.",
-            remedy="Look for missing noise, missing clipping, noise scaled by the wrong batch size, a seed that is known, "
-            "or a sampler that draws records more often than the account says.",
+            detail=f"{bound.correct} of {bound.guesses} guesses about canaries are right, which a training with "
+            f"epsilon {audited.epsilon:.3g} would allow with at most 5 % probability; epsilon is at least {bound.epsilon:.3g}.",
+            remedy="Look for missing noise, missing clipping, noise scaled by the wrong batch size, a known seed, or "
+            "a sampler that draws records more often than the account says.",
             standards=standards.MEMBERSHIP,
         )
         return

@@ -87,10 +87,8 @@ def test_fewer_records_keep_the_sampling_rate(tmp_path: Path) -> None:
     result = audited(tmp_path, limit=50, canaries=60, epochs=1)
     assert value(result, "sample_rate") == pytest.approx(15 / 200, rel=0.1)
     assert value(result, "steps") == pytest.approx(200 / 15, abs=2)
-    assert any(
-        "could not have refuted" in text
-        for text in audited(tmp_path, canaries=20, epochs=1, noise_multiplier=0.7).warnings
-    )
+    weak = audited(tmp_path, canaries=20, epochs=1, noise_multiplier=0.7)
+    assert any("could not have refuted" in text for text in weak.warnings)
 
 
 def test_verify_recomputes_the_bound_and_the_coins(honest: tuple[Path, Result]) -> None:
@@ -136,10 +134,8 @@ def test_canaries_that_no_coin_chose_are_remarked_and_an_empty_side_refused(tmp_
     inside, outside = planted(400)
     few = outside.select(np.arange(20))
     ctx = FakeContext(tmp_path, "dp", sources={"in.npz": inside, "out.npz": few})
-    assert any(
-        "fair coins would hardly" in w
-        for w in DPAudit.model_validate(OWN).run(toy_target(network()), few, ctx).warnings
-    )
+    result = DPAudit.model_validate(OWN).run(toy_target(network()), few, ctx)
+    assert any("fair coins would hardly" in text for text in result.warnings)
     ctx = FakeContext(tmp_path, "dp", sources={"in.npz": inside, "out.npz": outside.select(np.arange(0))})
     with pytest.raises(DataError, match="both sides"):
         DPAudit.model_validate(OWN).run(toy_target(network()), few, ctx)
