@@ -29,7 +29,7 @@ _ROWS = 512
 class Smoothed(nn.Module):
     """https://arxiv.org/abs/1902.02918. A classifier averaged over Gaussian noise on its input.
 
-    Logits are the log of the mean of the body's probabilities over ``draws`` noisy copies of the input. The noise is
+    Logits are the log of the mean of the body's probabilities over ``copies`` noisy copies of the input. The noise is
     one fixed set, the same for every input and every call, drawn from ``seed``: the module is then an ordinary smooth
     function whose gradient is the expectation over its own noise, so any gradient attack on it is the adaptive one
     (SmoothAdv, arXiv 1906.04584), results repeat, and an attacker even knows the noise, which one facing fresh noise
@@ -38,39 +38,38 @@ class Smoothed(nn.Module):
     Args:
         body: maps ``(n, ...)`` to logits ``(n, k)``.
         sigma: standard deviation of the noise, in input units. Noisy inputs are not clipped.
-        draws: noisy copies per input, >= 1.
+        copies: noisy copies per input, >= 1. (Not called draws: attacks would average over that many more passes.)
         seed: of the noise.
 
     Raises:
-        UnsupportedError: for sigma <= 0 or draws < 1.
+        UnsupportedError: for sigma <= 0 or copies < 1.
     """
 
-    def __init__(self, body: nn.Module, sigma: float, draws: int = 32, seed: int = 0) -> None:
+    def __init__(self, body: nn.Module, sigma: float, copies: int = 32, seed: int = 0) -> None:
         super().__init__()
-        if draws < 1:
-            raise UnsupportedError(f"draws is {draws}: it must be at least 1")
+        if copies < 1:
+            raise UnsupportedError(f"copies is {copies}: it must be at least 1")
         self.body = body
         self.sigma = _positive(sigma)
-        self.draws = draws
+        self.copies = copies
         self.seed = seed
         self._kept: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Log-probabilities ``(n, k)``."""
         noise, n = self._noise(x), len(x)
-        copies = max(1, _ROWS // max(n, 1))
         parts = []
-        for some in noise.split(copies):
+        for some in noise.split(max(1, _ROWS // max(n, 1))):
             noisy = (x[None] + some[:, None]).flatten(0, 1)
             parts.append(self.body(noisy).log_softmax(1).view(len(some), n, -1))
-        return torch.cat(parts).logsumexp(0) - math.log(self.draws)
+        return torch.cat(parts).logsumexp(0) - math.log(self.copies)
 
     def _noise(self, x: Tensor) -> Tensor:
-        """``(draws, ...)`` in the shape, type and place of one input; made on the CPU once."""
+        """``(copies, ...)`` in the shape, type and place of one input; made on the CPU once."""
         kept = self._kept
         if kept is None or kept.shape[1:] != x.shape[1:] or kept.dtype != x.dtype or kept.device != x.device:
             generator = torch.Generator().manual_seed(self.seed)
-            kept = self._kept = (self.sigma * torch.randn(self.draws, *x.shape[1:], generator=generator)).to(x)
+            kept = self._kept = (self.sigma * torch.randn(self.copies, *x.shape[1:], generator=generator)).to(x)
         return kept
 
 

@@ -1,4 +1,4 @@
-"""What the variants that make a model smaller have in common: training after the cut, agreement, footprint."""
+"""What the variants that make a model smaller have in common: training after the cut, and agreement."""
 
 from __future__ import annotations
 
@@ -15,10 +15,8 @@ from ...reports.record import Metric
 from ..checks.base import Context
 from ..checks.metrics import rate
 from ..errors import UnsupportedError
-from ..samples import Samples
 from ..target import Target
 from .base import Built, Variant
-from .footprint import footprint_metrics, with_footprint
 from .training import training_data
 
 COMPARED = 512
@@ -43,7 +41,6 @@ class CompressionVariant(Variant):
         module: nn.Module,
         summary: str,
         target: Target,
-        samples: Samples,
         context: Context,
         *,
         metrics: Callable[[nn.Module], tuple[Metric, ...]] = lambda _: (),
@@ -69,7 +66,7 @@ class CompressionVariant(Variant):
         return Built(
             module=module,
             summary=summary,
-            metrics=with_footprint((*metrics(module), *found), footprint_metrics(target, samples, module)),
+            metrics=(*metrics(module), *found),
             warnings=warnings,
             parameters=parameters or {},
         )

@@ -20,7 +20,6 @@ from ..samples import Samples
 from ..target import Target
 from .base import Built, Variant
 from .dp_sgd import reset_parameters
-from .footprint import footprint_metrics, with_footprint
 from .training import training_data
 
 
@@ -62,6 +61,7 @@ class EnsembleVariant(Variant):
         return (*self.members, *(file for file in (self.train, self.held_out) if file is not None))
 
     def build(self, target: Target, samples: Samples, context: Context) -> Built:
+        del samples  # the audit's data: a variant must not learn from it
         module, seconds = self.wrap(copy.deepcopy(target.module)), 0.0
         networks = [network for network in module.members if isinstance(network, nn.Module)][1:]
         for network, file in zip(networks, self.members, strict=False):
@@ -84,7 +84,7 @@ class EnsembleVariant(Variant):
         return Built(
             module=module,
             summary=f"{1 + len(networks)} networks of the same structure, {how[self.combine]}.",
-            metrics=with_footprint(metrics, footprint_metrics(target, samples, module)),
+            metrics=metrics,
             parameters={"weights": module.weights.tolist()} if self.combine == "weighted" else {},
         )
 

@@ -28,10 +28,11 @@ class LowRankVariant(CompressionVariant):
     keep: float = Field(default=0.5, gt=0, lt=1, description="Share of each layer's weights that its factors hold.")
 
     def build(self, target: Target, samples: Samples, context: Context) -> Built:
+        del samples  # the audit's data: a variant must not learn from it
         module = copy.deepcopy(target.module)
         count = factorize(module, self.keep)
         text = f"{count} layers became products of two thinner ones that hold {100 * self.keep:g} % of the weights."
-        return self.finished(module, text, target, samples, context, parameters={"factorised_layers": count})
+        return self.finished(module, text, target, context, parameters={"factorised_layers": count})
 
     def wrap(self, module: nn.Module) -> nn.Module:
         factorize(module, self.keep)

@@ -15,7 +15,6 @@ from ..samples import Samples
 from ..target import Target
 from .base import Built, Variant
 from .compression import need_images
-from .footprint import footprint_metrics
 
 
 class PreprocessingVariant(Variant):
@@ -42,14 +41,13 @@ class PreprocessingVariant(Variant):
         return self
 
     def build(self, target: Target, samples: Samples, context: Context) -> Built:
-        del context
+        del samples, context
         need_images(target, "preprocessing")
         module = self.wrap(copy.deepcopy(target.module)).eval()
         named = ", then ".join(str(step) for step in self._filters())
         return Built(
             module=module,
             summary=f"The target behind {named}.",
-            metrics=footprint_metrics(target, samples, module),
             warnings=("Gradients of the filters are approximated; where that misleads attacks, `auto` says so.",),
         )
 

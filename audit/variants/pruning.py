@@ -39,6 +39,7 @@ class PruningVariant(CompressionVariant):
     amount: float = Field(default=0.5, gt=0, lt=1, description="Share that is removed.")
 
     def build(self, target: Target, samples: Samples, context: Context) -> Built:
+        del samples  # the audit's data: a variant must not learn from it
         module, share = copy.deepcopy(target.module), f"{100 * self.amount:g} %"
         match self.structure:
             case "weights":
@@ -47,7 +48,6 @@ class PruningVariant(CompressionVariant):
                     module,
                     f"The {share} smallest weights were set to zero; tensors keep their size.",
                     target,
-                    samples,
                     context,
                     metrics=_sparsity,
                     holding=zeros_kept(module, masks),
@@ -57,7 +57,7 @@ class PruningVariant(CompressionVariant):
                 text = f"The {share} of channels with the smallest weights were removed from {len(changed)} layers."
                 channels = {name: list(counts) for name, counts in changed.items()}
                 parameters = {"channels": channels}
-                return self.finished(module, text, target, samples, context, parameters=parameters)
+                return self.finished(module, text, target, context, parameters=parameters)
             case "heads":
                 heads = {name: list(gone) for name, gone in prune_heads(module, self.amount).items()}
                 count = sum(map(len, heads.values()))
@@ -65,7 +65,6 @@ class PruningVariant(CompressionVariant):
                     module,
                     f"The {count} attention heads that can add least were silenced; tensors keep their size.",
                     target,
-                    samples,
                     context,
                     metrics=_sparsity,
                     parameters={"heads": heads},

@@ -16,7 +16,7 @@ from ..samples import Samples
 from ..target import Target
 from .base import Built, Variant
 from .compression import agreement, compared_inputs, predictions
-from .footprint import footprint_metrics, with_footprint
+from .footprint import footprint_metrics
 
 
 class QuantizationVariant(Variant):
@@ -51,10 +51,7 @@ class QuantizationVariant(Variant):
         return Built(
             module=module,
             summary=f"{count} layers on 8-bit integers; ranges of activations {ranges}.",
-            metrics=with_footprint(
-                (*_agreements(module, target.module, x), *_integer_latency(target, samples, module)),
-                footprint_metrics(target, samples, module),
-            ),
+            metrics=(*_agreements(module, target.module, x), *_integer_latency(target, samples, module)),
             warnings=tuple(_left_in_floats(module)),
             parameters={"quantised_layers": count},
         )

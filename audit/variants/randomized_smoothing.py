@@ -16,7 +16,6 @@ from ..checks.base import Context
 from ..samples import Samples
 from ..target import Target
 from .base import Built, Variant
-from .footprint import footprint_metrics, with_footprint
 from .training import training_data
 
 
@@ -47,6 +46,7 @@ class RandomizedSmoothingVariant(Variant):
         return () if self.train is None else (self.train,)
 
     def build(self, target: Target, samples: Samples, context: Context) -> Built:
+        del samples  # the audit's data: a variant must not learn from it
         body, metrics, warnings = copy.deepcopy(target.module), (), ()
         if self.train is None:
             summary = "The target's weights as they are."
@@ -61,7 +61,7 @@ class RandomizedSmoothingVariant(Variant):
         return Built(
             module=module,
             summary=f"Mean probability over {self.draws} noisy copies, sigma {self.sigma:g}. {summary}",
-            metrics=with_footprint(metrics, footprint_metrics(target, samples, module)),
+            metrics=metrics,
             warnings=warnings,
         )
 

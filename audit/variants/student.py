@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -15,7 +16,6 @@ from ..target import Target
 from .base import Built
 from .compression import agreement, compared_inputs
 from .dp_sgd import reset_parameters
-from .footprint import footprint_metrics, with_footprint
 from .training import TrainingVariant, copied
 
 
@@ -37,6 +37,7 @@ class StudentVariant(TrainingVariant):
     teacher_weight: float = Field(default=0.9, ge=0, le=1, description="Of the teacher's answers against the labels.")
 
     def build(self, target: Target, samples: Samples, context: Context) -> Built:
+        del samples  # the audit's data: a variant must not learn from it
         lesson = self.lesson(target, context)
         student = self.wrap(copied(target))
         if self.start == "random":
@@ -50,8 +51,7 @@ class StudentVariant(TrainingVariant):
             "on its training data",
         )
         same = agreement(taught.module, target.module, compared_inputs(target, context, self.train), "the target")
-        metrics = with_footprint((*built.metrics, same), footprint_metrics(target, samples, taught.module))
-        return Built(taught.module, built.summary, metrics, built.figures, built.warnings, built.parameters)
+        return replace(built, metrics=(*built.metrics, same))
 
     def wrap(self, module: nn.Module) -> nn.Module:
         prune_channels(module, 1 - self.width)

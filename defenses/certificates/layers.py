@@ -39,6 +39,8 @@ def of_layer(layer: nn.Module, name: str) -> Operation:
     Raises:
         UnsupportedError: naming the layer and what can be done.
     """
+    if layer._forward_hooks or layer._forward_pre_hooks:
+        raise unsupported(f"{name} ({type(layer).__name__} with hooks, which may change what passes)")
     match layer:
         case nn.Linear():
             return linear(layer.weight.detach(), None if layer.bias is None else layer.bias.detach())

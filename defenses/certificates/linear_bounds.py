@@ -42,7 +42,8 @@ class Backward:
         curved = {step.inputs[0] for step in steps if not isinstance(step.operation, Affine | Sum)}
         for place, step in enumerate(steps, 1):
             self.boxes.append(through(step.operation, [self.boxes[before] for before in step.inputs]))
-            if place in curved:
+            # What a nonlinearity gives is bounded by what it takes, which has been refined.
+            if place in curved and isinstance(step.operation, Affine | Sum):
                 self._refine(place)
 
     def _refine(self, place: int) -> None:

@@ -87,7 +87,6 @@ def test_builds_a_copy_that_reloads_and_repeats(variant: Variant, base: nn.Modul
     assert all(torch.equal(a, b) for a, b in pairs)
     names = [metric.name for metric in built.metrics]
     assert len(set(names)) == len(names)
-    assert {"parameters", "size_bytes", "latency_ms", "peak_memory_bytes"} <= set(names)
     assert load("defenses", variant.name) is type(variant)
 
 
@@ -98,18 +97,18 @@ def test_what_the_metrics_say_is_so(base: nn.Module, tmp_path: Path) -> None:
     assert value(trained, "sparsity") == pytest.approx(0.6, abs=0.01)
     assert value(trained, "agreement") > 0.8
     narrow = build(VARIANTS[9], base, tmp_path)
-    assert value(narrow, "parameters") < 0.6 * parameter_count(base)
+    assert parameter_count(narrow.module) < 0.6 * parameter_count(base)
     assert narrow.parameters["channels"] == {"0": [8, 4]}
     quantized = build(VARIANTS[10], base, tmp_path)
     assert value(quantized, "integer_agreement") > 0.99
     assert value(quantized, "agreement") > 0.95
     assert value(quantized, "integer_latency_ms") > 0
-    assert value(quantized, "size_bytes") < 0.5 * state_bytes(base)
-    assert value(quantized, "parameters") == parameter_count(base)
+    assert state_bytes(quantized.module) < 0.5 * state_bytes(base)
+    assert parameter_count(quantized.module) == parameter_count(base)
     weighted = build(VARIANTS[6], base, tmp_path)
     assert value(weighted, "weight_0") > 0.8, "the second member was never trained"
     student = build(VARIANTS[13], base, tmp_path)
-    assert value(student, "parameters") < 0.6 * parameter_count(base)
+    assert parameter_count(student.module) < 0.6 * parameter_count(base)
 
 
 def test_fresh_members_differ_by_seed(base: nn.Module, tmp_path: Path) -> None:
@@ -183,16 +182,15 @@ SPEC = """version: 1
 model: {factory: model.py:build, weights: model.safetensors}
 data: {source: test.npz}
 checks:
-  - performance
-  - evasion: {id: linf, norm: linf, eps: 0.05, attack: pgd, steps: 5, diagnostics: false}
-  - transfer: {norm: linf, eps: 0.05, steps: 5}
-  - certification: {norm: linf, eps: 0.01, steps: 5, variants: [base, pruning, channels], limit: 10}
-  - certification: {id: smooth, norm: l2, eps: 0.1, steps: 5, variants: [smoothed], n: 100, limit: 10}
+  - performance: {variants: [pruning, quantization]}
+  - evasion: {id: linf, norm: linf, eps: 0.05, attack: pgd, steps: 3, diagnostics: false}
+  - transfer: {norm: linf, eps: 0.05, steps: 3, variants: [base, channels]}
+  - certification: {norm: linf, eps: 0.01, method: crown_ibp, steps: 5, variants: [base, channels], limit: 6}
+  - certification: {id: smooth, norm: l2, eps: 0.1, steps: 5, variants: [smoothed], n: 100, limit: 6}
 variants:
-  - pruning: {amount: 0.5}
-  - pruning: {id: channels, structure: channels, amount: 0.5, train: train.npz, epochs: 2}
+  - pruning: {amount: 0.5, train: train.npz, epochs: 1}
+  - pruning: {id: channels, structure: channels, amount: 0.5}
   - quantization: {train: train.npz}
-  - low_rank: {keep: 0.6}
   - randomized_smoothing: {id: smoothed, sigma: 0.1, draws: 8}
 gates:
   - quantization:linf.robust_accuracy >= 0.1
@@ -217,7 +215,7 @@ def record(folder: Path) -> dict[str, Any]:
 
 def test_a_whole_audit_of_compressed_models_runs_and_verifies(audited: Path) -> None:
     found = record(audited)
-    assert [variant["status"] for variant in found["variants"]] == ["ok"] * 6
+    assert [variant["status"] for variant in found["variants"]] == ["ok"] * 5
     problems = [
         (variant["id"], result["id"], result["error"])
         for variant in found["variants"]
@@ -234,11 +232,16 @@ def test_a_whole_audit_of_compressed_models_runs_and_verifies(audited: Path) -> 
 
 def test_running_again_takes_everything_over(audited: Path) -> None:
     before = record(audited)
-    files = {path: path.stat().st_mtime_ns for path in (audited / "out/results").iterdir()}
+    kept = [path for path in (audited / "out/results").iterdir() if len(path.stem) == 64]
+    files = {path: path.stat().st_mtime_ns for path in kept}
+    assert len(files) > 10
     run_audit(load_spec(audited / "audit.yaml"), audited / "out")
     after = record(audited)
-    assert {path: path.stat().st_mtime_ns for path in (audited / "out/results").iterdir()} == files
+    assert {path: path.stat().st_mtime_ns for path in kept} == files
     assert after["variants"] == before["variants"]
+    for variant in after["variants"]:
+        names = {metric["name"] for metric in variant["metrics"]}
+        assert {"parameters", "size_bytes", "latency_ms", "peak_memory_bytes"} <= names
 
 
 def test_a_forged_quantised_model_is_caught(audited: Path) -> None:

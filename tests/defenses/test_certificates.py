@@ -114,7 +114,7 @@ def in_ball(x: Tensor, threat: Threat, draws: int, seed: int) -> Tensor:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-@settings(max_examples=8, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     seed=st.integers(0, 10_000),
     eps=st.floats(0.0, 1.5),
@@ -140,7 +140,7 @@ def test_every_sampled_output_lies_within_the_bounds(
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_backward_bounds_are_at_least_as_tight_and_mostly_tighter(name: str, norm: Norm) -> None:
-    module, x = network(name), points(4)
+    module, x = network(name), points(2)
     threat = Threat(norm, {"linf": 0.05, "l2": 0.2, "l1": 0.5}[norm])
     widths = []
     for method in METHODS:
@@ -149,7 +149,7 @@ def test_backward_bounds_are_at_least_as_tight_and_mostly_tighter(name: str, nor
     assert (widths[1] <= widths[0]).all()
     assert (widths[2] <= widths[1] + 1e-12).all()
     assert float(widths[2].sum()) < 0.8 * float(widths[0].sum())
-    ibp, crown = (margin_bounds(module, x, torch.arange(4) % 3, threat, method) for method in ("ibp", "crown"))
+    ibp, crown = (margin_bounds(module, x, torch.tensor([0, 2]), threat, method) for method in ("ibp", "crown"))
     assert (crown >= ibp - 1e-12).all()
 
 
@@ -189,17 +189,17 @@ def test_the_bounds_of_the_inputs_count() -> None:
 def test_no_attack_breaks_what_is_certified(norm: Norm, method: Method) -> None:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Flatten(), nn.Linear(32, 24), nn.ReLU(), nn.Linear(24, 3)).eval()
-    x = points(60).float()
+    x = points(30).float()
     with torch.no_grad():
         y = module(x).argmax(1)
     proven_anywhere = 0
     for eps in ({"linf": (0.01, 0.03), "l2": (0.04, 0.12), "l1": (0.01, 0.3)})[norm]:
         proven = certified(module, x, y, Threat(norm, eps), method)
-        broken = evaluate(PGD(steps=30, restarts=2), module, x, y, Threat(norm, eps)).success
+        broken = evaluate(PGD(steps=8), module, x, y, Threat(norm, eps)).success
         assert not (proven & broken).any()
         proven_anywhere += int(proven.sum())
         assert not certified(module, x, (y + 1) % 3, Threat(norm, eps), method).any(), "a wrong class was proven"
-    assert proven_anywhere > 5
+    assert proven_anywhere > 3
 
 
 def test_dtype_flags_and_mode_are_left_alone() -> None:
@@ -234,6 +234,13 @@ class Product(nn.Module):
 def test_what_cannot_be_bounded_is_named_with_a_way_out(module: nn.Module, names: str) -> None:
     with pytest.raises(UnsupportedError, match=rf"(?s){names}.*smoothing"):
         output_bounds(module.double().eval(), points(1), Threat("linf", 0.1))
+
+
+def test_a_layer_with_hooks_is_refused() -> None:
+    module = network("relu")
+    module.get_submodule("1").register_forward_hook(lambda layer, inputs, output: output * 2)
+    with pytest.raises(UnsupportedError, match="Linear with hooks"):
+        output_bounds(module, points(1), Threat("linf", 0.1))
 
 
 def test_norms_and_methods_are_checked() -> None:

@@ -8,6 +8,7 @@ import torch
 from auditorch.attacks.engine import evaluate
 from auditorch.attacks.errors import UnsupportedError
 from auditorch.attacks.evasion.pgd import PGD
+from auditorch.attacks.search import input_gradient
 from auditorch.attacks.streams import Streams
 from auditorch.attacks.threat import Threat
 from auditorch.defenses.objectives import CrossEntropy, Moment
@@ -152,7 +153,7 @@ def test_certificates_from_counts() -> None:
 
 def test_the_smoothed_module_averages_probabilities_over_one_fixed_noise() -> None:
     layer, x = two_classes(), points(5)
-    module = Smoothed(layer, sigma=0.5, draws=3000, seed=1)
+    module = Smoothed(layer, sigma=0.5, copies=3000, seed=1)
     with torch.no_grad():
         p = module(x).exp()
         assert torch.allclose(p.sum(1), torch.ones(5), atol=1e-5)
@@ -169,7 +170,16 @@ def test_the_smoothed_gradient_is_that_of_the_average() -> None:
     torch.manual_seed(0)
     body = nn.Sequential(nn.Linear(D, 8), nn.Tanh(), nn.Linear(8, 3)).double().eval()
     x = points(2).double().requires_grad_()
-    assert torch.autograd.gradcheck(Smoothed(body, 0.4, draws=5), (x,))
+    assert torch.autograd.gradcheck(Smoothed(body, 0.4, copies=5), (x,))
+
+
+def test_a_gradient_costs_one_pass_of_the_smoothed_module() -> None:
+    """Its noise is inside and fixed: attacks must not average over further passes, as they do for random models."""
+    rows: list[int] = []
+    layer, x = two_classes(), points(3)
+    layer.register_forward_hook(lambda _, inputs, output: rows.append(len(inputs[0])))
+    input_gradient(Smoothed(layer, 0.5, copies=4), x, lambda logits: logits[:, 0])
+    assert sum(rows) == 12
 
 
 def test_noise_training_uses_the_noise() -> None:
@@ -186,7 +196,7 @@ def test_noise_training_uses_the_noise() -> None:
     assert float(seen[0].std()) == pytest.approx(0.3, rel=0.03)
 
 
-@pytest.mark.parametrize("options", [{"sigma": 0.0}, {"sigma": math.inf}, {"sigma": 0.5, "draws": 0}])
+@pytest.mark.parametrize("options", [{"sigma": 0.0}, {"sigma": math.inf}, {"sigma": 0.5, "copies": 0}])
 def test_nonsense_is_refused(options: dict[str, float]) -> None:
     with pytest.raises(UnsupportedError):
         Smoothed(two_classes(), **options)  # pyright: ignore[reportArgumentType]
