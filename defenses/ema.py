@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -46,6 +46,15 @@ class MovingAverage:
             yield
         finally:
             self._write(present)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """The averages and their number of updates, for :meth:`restore`."""
+        return {"updates": torch.tensor(self.updates)} | {str(i): mean for i, mean in enumerate(self.means)}
+
+    def restore(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Goes on from what :meth:`state` gave."""
+        self.updates = int(state["updates"])
+        self.means = [state[str(i)].to(mean) for i, mean in enumerate(self.means)]
 
     @torch.no_grad()
     def _write(self, values: list[torch.Tensor]) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 OptimizerName = Literal["sgd", "adam", "adamw", "rmsprop", "adagrad"]
@@ -80,3 +80,23 @@ def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
     """Gives all parameter groups the learning rate ``lr``."""
     for group in optimizer.param_groups:
         group["lr"] = lr
+
+
+def optimizer_state(optimizer: Optimizer) -> dict[str, Tensor]:
+    """What an optimizer remembers of each parameter, as ``<number>.<what>``."""
+    states = optimizer.state_dict()["state"]
+    return {
+        f"{number}.{what}": value
+        for number, held in states.items()
+        for what, value in held.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def restore_optimizer(optimizer: Optimizer, state: Mapping[str, Tensor]) -> None:
+    """Gives an optimizer of the same settings what :func:`optimizer_state` gave."""
+    held: dict[int, dict[str, Tensor]] = {}
+    for name, value in state.items():
+        number, what = name.split(".", 1)
+        held.setdefault(int(number), {})[what] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": held})

@@ -18,7 +18,13 @@ from .config import TrainingConfig
 from .ema import MovingAverage
 from .history import DivergedError, Epoch, History
 from .objectives import CrossEntropy, Moment, Objective, Stateful
-from .optimizers import learning_rate_factor, make_optimizer, set_learning_rate
+from .optimizers import (
+    learning_rate_factor,
+    make_optimizer,
+    optimizer_state,
+    restore_optimizer,
+    set_learning_rate,
+)
 from .precision import Precision
 from .random_state import random_state, restore_random_state
 from .scope import training_scope
@@ -260,16 +266,16 @@ class _Run:
     # Saving
 
     def _save(self) -> None:
-        tensors = {f"module.{name}": tensor for name, tensor in self.module.state_dict().items()}
-        tensors |= {f"good.{name}": tensor for name, tensor in self.good.items()}
-        tensors |= {f"random.{name}": tensor for name, tensor in random_state(self.generator, self.device).items()}
-        for number, values in self.optimizer.state_dict()["state"].items():
-            held = {key: value for key, value in values.items() if isinstance(value, Tensor)}
-            tensors |= {f"optimizer.{number}.{key}": value for key, value in held.items()}
-        if self.average is not None:
-            tensors |= {f"mean.{number}": mean for number, mean in enumerate(self.average.means)}
-        if isinstance(self.objective, Stateful):
-            tensors |= {f"objective.{name}": tensor for name, tensor in self.objective.state().items()}
+        assert self.saver is not None
+        parts = {
+            "module": self.module.state_dict(),
+            "good": self.good,
+            "optimizer": optimizer_state(self.optimizer),
+            "random": random_state(self.generator, self.device),
+            "mean": self.average.state() if self.average else {},
+            "objective": self.objective.state() if isinstance(self.objective, Stateful) else {},
+        }
+        tensors = {f"{part}.{name}": tensor for part, held in parts.items() for name, tensor in held.items()}
         facts = {
             "epoch": self.epoch,
             "place": self.place,
@@ -278,34 +284,26 @@ class _Run:
             "kept": self.kept,
             "best": None if math.isinf(self.best) else self.best,
             "done": [[epoch.loss, epoch.accuracy, epoch.lr, epoch.validation, epoch.seconds] for epoch in self.done],
-            "updates": self.average.updates if self.average else 0,
             "scaler": self.precision.scaler.state_dict(),
         }
-        assert self.saver is not None
         self.saver.write(State({**tensors, "totals": self.totals}, facts))
 
     def _restore(self, state: State) -> None:
         facts = state.facts
         self.module.load_state_dict(state.part("module"))
         self.good = {name: tensor.to(self.device) for name, tensor in state.part("good").items()}
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in state.part("optimizer").items():
-            number, key = name.split(".", 1)
-            moments.setdefault(int(number), {})[key] = tensor
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        restore_optimizer(self.optimizer, state.part("optimizer"))
+        restore_random_state(state.part("random"), self.generator, self.device)
         if self.average is not None:
-            self.average.updates = facts["updates"]
-            self.average.means = [state.tensors[f"mean.{i}"].to(self.device) for i in range(len(self.average.means))]
+            self.average.restore(state.part("mean"))
         if isinstance(self.objective, Stateful):
-            held = {name: tensor.to(self.device) for name, tensor in state.part("objective").items()}
-            self.objective.restore(held)
+            self.objective.restore({name: value.to(self.device) for name, value in state.part("objective").items()})
         if facts["scaler"]:
             self.precision.scaler.load_state_dict(facts["scaler"])
         self.epoch, self.place, self.elapsed, self.lr = facts["epoch"], facts["place"], facts["elapsed"], facts["lr"]
         self.kept, self.best = facts["kept"], -math.inf if facts["best"] is None else facts["best"]
         self.done = [Epoch(*values) for values in facts["done"]]
         self.totals.copy_(state.tensors["totals"])
-        restore_random_state(state.part("random"), self.generator, self.device)
         if self.on_samples is not None:
             self.on_samples(self.epoch * len(self.y) + min(self.place * self.config.batch_size, len(self.y)))
 

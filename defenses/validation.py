@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,12 @@ from torch import Tensor, nn
 from ..attacks.attack import Attack
 from ..attacks.errors import UnsupportedError
 from ..attacks.threat import Threat
+
+
+class Inputs(Protocol):
+    """Inputs by position, ``inputs[index] -> (b, ...)``: a tensor, or something that reads from disk."""
+
+    def __getitem__(self, index: Tensor, /) -> Tensor: ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -20,7 +27,7 @@ class Accuracy:
     (robust overfitting, arXiv 2002.11569).
     """
 
-    x: Tensor
+    x: Inputs
     y: Tensor
     attack: Attack | None = None
     threat: Threat | None = None
@@ -35,8 +42,8 @@ class Accuracy:
         device = next(module.parameters()).device
         generator = torch.Generator().manual_seed(0)
         correct = 0
-        for x, y in zip(self.x.split(self.batch_size), self.y.split(self.batch_size), strict=True):
-            x, y = x.to(device), y.to(device)
+        for rows in torch.arange(len(self.y)).split(self.batch_size):
+            x, y = self.x[rows].to(device), self.y[rows].to(device)
             if self.attack is not None and self.threat is not None:
                 x = self.attack(module, x, y, self.threat, generator=generator)
             correct += int((module(x).argmax(1) == y).sum())

@@ -23,7 +23,7 @@ from ..checks.evasion import Radius
 from ..samples import Samples
 from ..target import Target
 from .base import Built
-from .training import Lesson, TrainingVariant
+from .training import Lesson, TrainingVariant, needs_numbers
 
 Method = Literal["pgd", "trades", "mart", "fast", "free"]
 
@@ -99,6 +99,7 @@ class AdversarialTrainingVariant(TrainingVariant):
 
     def build(self, target: Target, samples: Samples, context: Context) -> Built:
         del samples  # the audit's data: a variant must not learn from it
+        needs_numbers(target, "adversarial training")
         lesson = self.lesson(target, context)
         threat = Threat(self.norm, self.eps, bounds=target.bounds)
         taught = self.teach(

@@ -16,7 +16,10 @@ from ..checks.base import Context
 from ..samples import Samples
 from ..target import Target
 from .base import Built
-from .training import TrainingVariant, copied
+from .training import TrainingVariant, copied, needs_numbers
+
+MIXUP = 0.2
+"""Alpha where none is given."""
 
 
 class RegularizationVariant(TrainingVariant):
@@ -37,7 +40,9 @@ class RegularizationVariant(TrainingVariant):
     version: ClassVar[int] = 2
 
     label_smoothing: float = Field(default=0.1, ge=0, lt=1, description="Share of the label spread over all classes.")
-    mixup: float = Field(default=0.2, ge=0, description="Alpha of the Beta distribution of the mix; 0 for none.")
+    mixup: float | None = Field(
+        default=None, ge=0, description="Alpha of the Beta distribution of the mix; 0: none. Left out: 0.2, texts none."
+    )
     cutmix: float = Field(default=0.0, ge=0, description="Alpha of CutMix (images); with mixup, one of both per batch.")
     weight_decay: float = Field(default=0.01, ge=0, description="Of matrices and kernels; biases and norms are spared.")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="Of all dropout layers; without any, before the head.")
@@ -56,19 +61,26 @@ class RegularizationVariant(TrainingVariant):
 
     def build(self, target: Target, samples: Samples, context: Context) -> Built:
         del samples  # the audit's data: a variant must not learn from it
+        mixup = self._mixup(target)
         lesson = self.lesson(target, context)
         module = copied(target)
-        objective = Regularized(
-            self.label_smoothing, lesson.class_weights, mixing(self.mixup, self.cutmix), self._penalties()
-        )
+        mixed = mixing(mixup, self.cutmix)
+        objective = Regularized(self.label_smoothing, lesson.class_weights, mixed, self._penalties())
         with ExitStack() as around:
             if self.dropout:
                 around.enter_context(dropout(module, self.dropout))
             if self.spectral_norm is not None:
                 around.enter_context(spectral_norm(module, self.spectral_norm))
             taught = self.teach(target, context, lesson, objective, module=module)
-        on = "on the mixed inputs it trained on" if self.mixup or self.cutmix else "on the inputs it trained on"
-        return taught.built(f"Trained with {self._what()}, {self.epochs} epochs.", on)
+        on = "on the mixed inputs it trained on" if mixed else "on the inputs it trained on"
+        return taught.built(f"Trained with {self._what(mixup)}, {self.epochs} epochs.", on)
+
+    def _mixup(self, target: Target) -> float:
+        for name in ("mixup", "cutmix", "input_gradient", "jacobian"):
+            if getattr(self, name):
+                needs_numbers(target, name)
+        default = 0.0 if target.modality == "text" else MIXUP
+        return default if self.mixup is None else self.mixup
 
     def _penalties(self) -> tuple[Penalty, ...]:
         penalties: list[Penalty] = []
@@ -78,10 +90,10 @@ class RegularizationVariant(TrainingVariant):
             penalties.append(Jacobian(self.jacobian, self.jacobian_projections))
         return tuple(penalties)
 
-    def _what(self) -> str:
+    def _what(self, mixup: float) -> str:
         values = {
             "label smoothing": self.label_smoothing,
-            "mixup": self.mixup,
+            "mixup": mixup,
             "CutMix": self.cutmix,
             "weight decay": self.weight_decay,
             "dropout": self.dropout,

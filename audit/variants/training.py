@@ -107,7 +107,7 @@ class TrainingVariant(Variant):
             rows, held_rows = hold_out(y, self.validation, context.seed)
             held_rows = held_rows[torch.randperm(len(held_rows), generator=torch.Generator().manual_seed(context.seed))]
             held_rows = held_rows[:VALIDATED]
-            held = (torch.cat([x[part] for part in held_rows.split(self.batch_size)]), y[held_rows])
+            held = (Rows(x, held_rows), y[held_rows])
             x, y = Rows(x, rows), y[rows]
         return Lesson(x, y, held, self._class_weights(y, len(target.classes)))
 
@@ -168,7 +168,7 @@ class Lesson:
 
     x: EncodedInputs | Rows
     y: Tensor
-    held: tuple[Tensor, Tensor] | None
+    held: tuple[Rows, Tensor] | None
     class_weights: tuple[float, ...] | None
 
 
@@ -226,6 +226,18 @@ class Rows:
 def copied(target: Target) -> nn.Module:
     """The target's module, to be trained without touching the target."""
     return copy.deepcopy(target.module)
+
+
+def needs_numbers(target: Target, what: str) -> None:
+    """Refuses what changes inputs by small amounts where inputs are texts.
+
+    Raises:
+        UnsupportedError: naming ``what``.
+    """
+    if target.modality == "text":
+        raise UnsupportedError(
+            f"{what} changes inputs by small amounts, which token numbers do not allow: leave it out"
+        )
 
 
 def training_data(target: Target, context: Context, source: str) -> tuple[EncodedInputs, Tensor]:

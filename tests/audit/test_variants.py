@@ -1,5 +1,6 @@
 import copy
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -330,6 +331,11 @@ def test_options_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         build(FineTuningVariant(train="train", class_weights=(1.0, 2.0)), tmp_path)
     with pytest.raises(UnsupportedError, match="Swap is for tabular inputs, not image"):
         build(FineTuningVariant.model_validate({"train": "train", "augment": {"swap": 0.1}}), tmp_path)
+    text = replace(toy_target(small_cnn()), modality="text")
+    for variant, says in ((ADVERSARIAL, "adversarial training"), (REGULAR.model_copy(update={"mixup": 0.1}), "mixup")):
+        with pytest.raises(UnsupportedError, match=f"{says} changes inputs by small amounts"):
+            variant.build(text, toy_samples(8), context(tmp_path))
+    assert "mixup" not in REGULAR.build(text, toy_samples(8), context(tmp_path)).summary
 
 
 @pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="the extra peft is not installed")

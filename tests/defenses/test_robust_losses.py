@@ -275,3 +275,15 @@ def test_hold_out_takes_its_share_of_each_class() -> None:
     assert not torch.equal(hold_out(y, 0.1, seed=1)[1], held)
     with pytest.raises(UnsupportedError, match="nothing to train on"):
         hold_out(torch.tensor([0, 1]), 0.5, seed=0)
+
+
+def test_the_attack_leaves_a_float16_autocast_but_not_a_bfloat16_one() -> None:
+    """Unscaled gradients of a float16 pass underflow to zero: the attack would have no direction."""
+    x, y = batch()
+    for precision, expected in ((torch.float16, torch.float32), (torch.bfloat16, torch.bfloat16)):
+        module = linear()
+        seen: list[tuple[bool, torch.dtype]] = []
+        module.register_forward_hook(lambda layer, _, out, seen=seen: seen.append((layer.training, out.dtype)))
+        with torch.autocast("cpu", precision):
+            AdversarialLoss(Threat("linf", 0.05), training_pgd(2))(module.train(), x, y, moment())
+        assert seen == [(False, expected), (False, expected), (True, precision)]
