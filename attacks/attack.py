@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
@@ -40,6 +40,21 @@ class Attack(Protocol):
 
 
 Access = Literal["gradients", "scores", "labels"]
+Unit = Literal["steps", "queries"]
+"""What an attack's progress on a sample is counted in: points examined with their gradient, or model evaluations."""
+
+
+@runtime_checkable
+class Traced(Protocol):
+    """An attack that also tells what each sample took, so that one run draws robust accuracy against effort."""
+
+    unit: Unit
+
+    def trace(
+        self, model: Model, x: Tensor, y: Tensor, threat: Threat, *, generator: Randomness = None
+    ) -> tuple[Tensor, Tensor]:
+        """What the call gives, and int64 ``(n,)``: units spent on each sample until it fell within eps, else in all."""
+        ...
 
 
 def check_norm(attack: object, threat: Threat) -> None:
@@ -70,6 +85,8 @@ class AttackOutcome:
         verification_forwards: samples passed through the model for the clean prediction and the re-verification.
         examined: bool ``(n,)``, false where a budget ended before the sample's turn.
         seconds: wall time.
+        unit: ``steps`` or ``queries`` where the attack counts them (see :class:`Traced`), else None.
+        spent: int64 ``(n,)``, units spent on each sample until it fell within eps, or in all where it stands.
     """
 
     x_adv: Tensor
@@ -83,6 +100,8 @@ class AttackOutcome:
     verification_forwards: int
     examined: Tensor
     seconds: float
+    unit: Unit | None
+    spent: Tensor
 
     @property
     def queries(self) -> int:
@@ -100,3 +119,46 @@ class AttackOutcome:
         After an attack at a fixed radius this is an upper bound at smaller ``eps``.
         """
         return float((self.distance[self.examined] > eps).double().mean())
+
+    def robust_accuracy_after(self, spent: int) -> float:
+        """Share of examined samples that stand after ``spent`` steps or queries on each: the curve against effort.
+
+        Raises:
+            UnsupportedError: when the attack does not count them.
+        """
+        if self.unit is None:
+            raise UnsupportedError("this attack does not tell what it spent on each sample: use pgd, apgd or square")
+        fell = self.success & (self.spent <= spent)
+        return float((~fell[self.examined]).double().mean())
+
+    @classmethod
+    def merge(cls, parts: Sequence[AttackOutcome], *, inputs: bool = True) -> AttackOutcome:
+        """One outcome for all samples of several, in order.
+
+        Args:
+            inputs: whether to keep ``x_adv``; without, it is empty, and what is kept is a few numbers a sample.
+
+        Raises:
+            UnsupportedError: for no parts, or parts of attacks that count in different units.
+        """
+        if not parts or len({part.unit for part in parts}) > 1:
+            raise UnsupportedError("only outcomes of one attack can be merged, and at least one of them")
+
+        def joined(name: str) -> Tensor:
+            return torch.cat([getattr(part, name) for part in parts])
+
+        return cls(
+            x_adv=joined("x_adv") if inputs else parts[0].x_adv[:0],
+            success=joined("success"),
+            distance=joined("distance"),
+            correct=joined("correct"),
+            clean_logits=joined("clean_logits"),
+            adv_logits=joined("adv_logits"),
+            forwards=sum(part.forwards for part in parts),
+            backwards=sum(part.backwards for part in parts),
+            verification_forwards=sum(part.verification_forwards for part in parts),
+            examined=joined("examined"),
+            seconds=sum(part.seconds for part in parts),
+            unit=parts[0].unit,
+            spent=joined("spent"),
+        )

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from .attack import Attack, AttackOutcome, Model, check_norm
+from .attack import Attack, AttackOutcome, Model, Traced, check_norm
+from .batching import BatchSize, first_batch_size
 from .errors import UnsupportedError
-from .models import CountingModel, Precision, attacking, check_logits
+from .models import Compiled, CountingModel, Precision, attacking, check_logits
 from .search import fooled
+from .shards import ShardStore
 from .streams import Streams
 from .threat import Threat
+
+Shard = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]
+"""Inputs ``(n, ...)``, labels ``(n,)`` and, as far as they matter, ids ``(n,)``."""
 
 
 class Progress(Protocol):
@@ -36,6 +43,7 @@ def evaluate(
     device: torch.device | str | None = None,
     precision: Precision = "float32",
     channels_last: bool = False,
+    compile: bool | str = False,  # noqa: A002 - the name that torch gives it
     progress: Progress | None = None,
     max_forwards: int | None = None,
     max_seconds: float | None = None,
@@ -60,6 +68,8 @@ def evaluate(
         device: where to attack; None: where the model's parameters are, else where ``x`` is.
         precision: ``bfloat16`` lets the attack search under autocast; verification is in float32 all the same.
         channels_last: lets the attack call the model with channels-last images.
+        compile: lets the attack call the model through ``torch.compile``, batches filled up to a few sizes; a string
+            names the backend. Verification is eager all the same.
         progress: called with (samples done, n) after each batch.
         max_forwards: no batch is begun once the attack has passed this many samples forwards.
         max_seconds: no batch is begun after this many seconds.
@@ -71,53 +81,153 @@ def evaluate(
         UnsupportedError: when inputs, labels, logits (shape or NaN on clean inputs) or the norm make no sense
             here, or the attack needs what the model does not give.
     """
-    check_norm(attack, threat)
-    check_inputs(x, y, threat)
-    place = _device_of(model, x) if device is None else torch.device(device)
-    began = time.monotonic()
-    streams = Streams.from_seed(seed, torch.arange(len(x)) if ids is None else ids.cpu())
-    counting = CountingModel(model, screened=True, precision=precision, channels_last=channels_last)
-    size = BatchSize(_first_batch_size(x, place) if batch_size is None else batch_size, place)
-
-    def out_of_budget() -> bool:
-        late = max_seconds is not None and time.monotonic() - began >= max_seconds
-        return late or (max_forwards is not None and counting.forwards >= max_forwards)
-
-    with attacking(model):
-        clean_logits = _clean_logits(model, x, size, place)
-        _check_clean(clean_logits, y)
-        found = _Found(x, y.cpu(), threat, clean_logits)
-        attackable = found.correct.nonzero().squeeze(1)
-
-        def attack_batch(rows: Tensor) -> None:
-            counts = counting.forwards, counting.backwards
-            clean, label = x[rows.to(x.device)].to(place), y[rows.to(y.device)].to(place)
-            try:
-                x_adv = attack(counting, clean, label, threat, generator=streams.select(rows).to(place))
-                logits = _verified_logits(model, x_adv)
-            except BaseException:  # a batch that is tried again in halves counts once
-                counting.forwards, counting.backwards = counts
-                raise
-            found.keep(rows, x_adv, clean, label, logits, minimal=getattr(attack, "minimal", False))
-
-        done = len(x) - len(attackable)
-        for rows in size.batches(attackable, attack_batch, out_of_budget):
-            done += len(rows)
-            if progress is not None:
-                progress(done, len(x))
-    return AttackOutcome(
-        x_adv=found.x_adv,
-        success=found.success,
-        distance=found.distance,
-        correct=found.correct,
-        clean_logits=clean_logits,
-        adv_logits=found.adv_logits,
-        forwards=counting.forwards,
-        backwards=counting.backwards,
-        verification_forwards=len(x) + int((found.examined & found.correct).sum()),
-        examined=found.examined,
-        seconds=time.monotonic() - began,
+    shard = (x, y) if ids is None else (x, y, ids)
+    return next(
+        evaluate_stream(
+            attack,
+            model,
+            [shard],
+            threat,
+            seed=seed,
+            batch_size=batch_size,
+            device=device,
+            precision=precision,
+            channels_last=channels_last,
+            compile=compile,
+            progress=progress,
+            max_forwards=max_forwards,
+            max_seconds=max_seconds,
+        )
     )
+
+
+def evaluate_stream(
+    attack: Attack,
+    model: Model,
+    shards: Iterable[Shard],
+    threat: Threat,
+    *,
+    seed: int = 0,
+    batch_size: int | None = None,
+    device: torch.device | str | None = None,
+    precision: Precision = "float32",
+    channels_last: bool = False,
+    compile: bool | str = False,  # noqa: A002
+    progress: Progress | None = None,
+    max_forwards: int | None = None,
+    max_seconds: float | None = None,
+    store: ShardStore | None = None,
+) -> Iterator[AttackOutcome]:
+    """:func:`evaluate` over data that need not fit in memory: one outcome for each shard, in order.
+
+    Only the shard at hand is held. :meth:`AttackOutcome.merge` joins the outcomes, without the inputs if so wished;
+    what comes out does not depend on how the samples were cut into shards.
+
+    Args:
+        shards: (inputs, labels) or (inputs, labels, ids), as for :func:`evaluate`; read one at a time. Without ids
+            samples are numbered through over all shards.
+        progress: called with (samples done, n) of the shard at hand.
+        max_forwards, max_seconds: for all shards together. Shards after the end of a budget are not begun.
+        store: keeps the outcome of each finished shard; one that is already there is read, not run again.
+    """
+    check_norm(attack, threat)
+    engine, number = None, 0
+    for shard in shards:
+        x, y = shard[0], shard[1]
+        check_inputs(x, y, threat)
+        ids = shard[2].cpu() if len(shard) == 3 else torch.arange(number, number + len(x))
+        number += len(x)
+        if engine is None:
+            place = _device_of(model, x) if device is None else torch.device(device)
+            size = BatchSize(first_batch_size(x, place) if batch_size is None else batch_size, place)
+            caller = Compiled(model, None if compile is True else compile) if compile else model
+            counting = CountingModel(caller, screened=True, precision=precision, channels_last=channels_last)
+            budget = _Budget(max_forwards, None if max_seconds is None else time.monotonic() + max_seconds)
+            engine = _Engine(attack, model, counting, threat, seed, size, budget, progress)
+        elif engine.budget.spent(engine.counting):
+            return
+        key = None if store is None else store.key(attack, model, threat, (seed, precision), x, y, ids)
+        outcome = None if store is None or key is None else store.load(key)
+        if outcome is None:
+            outcome = engine.run(x, y, ids)
+            if store is not None and key is not None and bool(outcome.examined.all()):
+                store.save(key, outcome)
+        yield outcome
+
+
+@dataclass(frozen=True, slots=True)
+class _Budget:
+    """When to begin nothing new."""
+
+    forwards: int | None
+    deadline: float | None
+
+    def spent(self, counting: CountingModel) -> bool:
+        late = self.deadline is not None and time.monotonic() >= self.deadline
+        return late or (self.forwards is not None and counting.forwards >= self.forwards)
+
+
+@dataclass(frozen=True, slots=True)
+class _Engine:
+    """All that stays the same from shard to shard; passes add up in ``counting``."""
+
+    attack: Attack
+    model: Model
+    counting: CountingModel
+    threat: Threat
+    seed: int
+    size: BatchSize
+    budget: _Budget
+    progress: Progress | None
+
+    def run(self, x: Tensor, y: Tensor, ids: Tensor) -> AttackOutcome:
+        began, place, counting = time.monotonic(), self.size.device, self.counting
+        before = counting.forwards, counting.backwards
+        streams = Streams.from_seed(self.seed, ids)
+        with attacking(self.model), counting.model.caching() if isinstance(counting.model, Compiled) else nullcontext():
+            clean_logits = _clean_logits(self.model, x, self.size, place)
+            _check_clean(clean_logits, y)
+            found = _Found(x, y.cpu(), self.threat, clean_logits)
+
+            def attack_batch(rows: Tensor) -> None:
+                counts = counting.forwards, counting.backwards
+                clean, label = x[rows.to(x.device)].to(place), y[rows.to(y.device)].to(place)
+                try:
+                    x_adv, spent = self._attack(clean, label, streams.select(rows).to(place))
+                    logits = _verified_logits(self.model, x_adv)
+                except BaseException:  # a batch that is tried again in halves counts once
+                    counting.forwards, counting.backwards = counts
+                    raise
+                minimal = getattr(self.attack, "minimal", False)
+                found.keep(rows, x_adv, clean, label, logits, spent, minimal=minimal)
+
+            attackable = found.correct.nonzero().squeeze(1)
+            done = len(x) - len(attackable)
+            for rows in self.size.batches(attackable, attack_batch, lambda: self.budget.spent(counting)):
+                done += len(rows)
+                if self.progress is not None:
+                    self.progress(done, len(x))
+        return AttackOutcome(
+            x_adv=found.x_adv,
+            success=found.success,
+            distance=found.distance,
+            correct=found.correct,
+            clean_logits=clean_logits,
+            adv_logits=found.adv_logits,
+            forwards=counting.forwards - before[0],
+            backwards=counting.backwards - before[1],
+            verification_forwards=len(x) + int((found.examined & found.correct).sum()),
+            examined=found.examined,
+            seconds=time.monotonic() - began,
+            unit=self.attack.unit if isinstance(self.attack, Traced) else None,
+            spent=found.spent,
+        )
+
+    def _attack(self, x: Tensor, y: Tensor, streams: Streams) -> tuple[Tensor, Tensor]:
+        """The attack's points ``(n, ...)``, and what each sample took ``(n,)``; 0 where it does not say."""
+        if isinstance(self.attack, Traced):
+            return self.attack.trace(self.counting, x, y, self.threat, generator=streams)
+        return self.attack(self.counting, x, y, self.threat, generator=streams), torch.zeros_like(y)
 
 
 class _Found:
@@ -131,8 +241,11 @@ class _Found:
         self.x_adv = x.detach().cpu().clone()
         self.adv_logits = clean_logits.clone()
         self.distance = torch.where(self.success, 0.0, float("inf"))
+        self.spent = torch.zeros_like(y)
 
-    def keep(self, rows: Tensor, x_adv: Tensor, x: Tensor, y: Tensor, logits: Tensor, *, minimal: bool) -> None:
+    def keep(
+        self, rows: Tensor, x_adv: Tensor, x: Tensor, y: Tensor, logits: Tensor, spent: Tensor, *, minimal: bool
+    ) -> None:
         """Keeps what stands up: wrong prediction, inside the bounds, and inside the ball unless ``minimal``."""
         inside = self.threat.contains(x_adv, x)
         valid = self.threat.in_bounds(x_adv) if minimal else inside
@@ -143,45 +256,7 @@ class _Found:
         self.x_adv[hits] = x_adv.detach().cpu()[proven]
         self.adv_logits[hits] = logits.cpu()[proven]
         self.distance[hits] = self.threat.distance(x_adv, x).detach().float().cpu()[proven]
-
-
-class BatchSize:
-    """A batch size that halves, for good, whenever memory runs out."""
-
-    def __init__(self, value: int, device: torch.device) -> None:
-        if value < 1:
-            raise UnsupportedError(f"batch_size is {value}: it must be at least 1")
-        self.value = value
-        self.device = device
-
-    def batches(
-        self, rows: Tensor, work: Callable[[Tensor], None], stop: Callable[[], bool] = lambda: False
-    ) -> Iterator[Tensor]:
-        """Calls ``work`` on slices of ``rows`` and yields each slice done, until ``stop()`` before a new one."""
-        start = 0
-        while start < len(rows) and not stop():
-            batch = rows[start : start + self.value]
-            if self._fits(work, batch):
-                start += len(batch)
-                yield batch
-
-    def _fits(self, work: Callable[[Tensor], None], batch: Tensor) -> bool:
-        try:
-            work(batch)
-        except (MemoryError, RuntimeError) as error:
-            if not _out_of_memory(error):
-                raise
-            if len(batch) == 1:
-                raise UnsupportedError(
-                    "memory runs out even with a single sample: use a smaller model or input"
-                ) from error
-        else:
-            return True
-        # Outside the handler, so that the frames holding the batch's tensors are gone.
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        self.value = max(len(batch) // 2, 1)
-        return False
+        self.spent[rows] = spent.cpu()
 
 
 def check_inputs(x: Tensor, y: Tensor, threat: Threat) -> None:
@@ -240,17 +315,3 @@ def _verified_logits(model: Model, x: Tensor) -> Tensor:
 def _device_of(model: Model, x: Tensor) -> torch.device:
     parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
     return x.device if parameter is None else parameter.device
-
-
-def _first_batch_size(x: Tensor, device: torch.device) -> int:
-    """Batches of two million numbers on a CPU, whose memory is never reported short in time; more on a GPU."""
-    on_gpu = device.type == "cuda"
-    numbers, most = (2**25, 1024) if on_gpu else (2**21, 256)
-    return max(min(numbers // max(x[0].numel(), 1), most), 16)
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    text = str(error).lower()
-    return (
-        isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "out of memory" in text or "can't allocate" in text
-    )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .attack import Model
+from .batching import bucket
 from .errors import UnsupportedError
 
 Precision = Literal["float32", "bfloat16"]
@@ -81,6 +82,36 @@ class CountingModel:
 
     def _count_backward(self, gradient: Tensor) -> None:
         self.backwards += len(gradient)
+
+
+class Compiled:
+    """A model behind ``torch.compile``. Batches are filled up to a few sizes, so that few graphs are compiled.
+
+    Args:
+        model: as given; called eagerly for verification.
+        backend: of ``torch.compile``; None: its default.
+    """
+
+    def __init__(self, model: Model, backend: str | None = None) -> None:
+        options = {} if backend is None else {"backend": backend}
+        self._call: Model = torch.compile(model, dynamic=False, **options)  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        missing = bucket(len(x)) - len(x)
+        if missing:
+            x = torch.cat([x, x[-1:].expand(missing, *x.shape[1:])])
+        try:
+            logits = self._call(x)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UnsupportedError(f"torch.compile cannot compile the model ({reason}): leave compile off") from error
+        return logits[: len(x) - missing] if missing and isinstance(logits, Tensor) else logits
+
+    @contextmanager
+    def caching(self) -> Iterator[None]:
+        """Allows as many graphs as there are batch sizes, with and without gradients; torch gives up after eight."""
+        with torch._dynamo.config.patch(recompile_limit=64):
+            yield
 
 
 def check_logits(logits: object, n: int) -> Tensor:

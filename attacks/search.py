@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from .attack import Model
+from .batching import bucket
 from .errors import UnsupportedError
 from .models import CountingModel, check_logits
 
@@ -80,12 +80,14 @@ class ActiveSet:
         x_adv: ``(n, ...)``, the result so far: a fooling point, else the best attempt, else the clean input.
         success: bool ``(n,)``.
         index: int64 ``(m,)``, rows of the batch now under attack, in the order of the attack's own tensors.
+        spent: int64 ``(n,)``, points examined of each sample until it was fooled, or so far.
     """
 
     def __init__(self, x: Tensor, attackable: Tensor) -> None:
         self.x_adv = x.detach().clone()
         self.success = ~attackable
         self.best = torch.full((len(x),), -float("inf"), device=x.device)
+        self.spent = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         self.index = attackable.nonzero().squeeze(1)
         self._steps = 0
 
@@ -99,7 +101,9 @@ class ActiveSet:
 
     def record(self, points: Tensor, hit: Tensor) -> None:
         """Keeps ``points`` ``(m, ...)`` where ``hit`` ``(m,)`` and nothing was found before."""
-        new = hit & ~self.success[self.index]
+        standing = ~self.success[self.index]
+        self.spent.index_add_(0, self.index, standing.to(torch.int64))
+        new = hit & standing
         if points.is_cuda:  # the same without asking the device how many there are
             kept = self.x_adv.index_select(0, self.index)
             mask = new.view(-1, *[1] * (points.dim() - 1))
@@ -137,11 +141,3 @@ class ActiveSet:
         keep = done.to(torch.uint8).argsort(stable=True)[:size]
         self.index = self.index[keep]
         return keep
-
-
-def bucket(n: int) -> int:
-    """The smallest allowed batch size >= n: at most four sizes between successive powers of two."""
-    if n <= 8:
-        return 8 if n else 0
-    unit = 2 ** max(math.ceil(math.log2(n)) - 3, 0)
-    return math.ceil(n / unit) * unit

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..attack import Access, Model, Randomness, check_norm
+from ..attack import Access, Model, Randomness, Unit, check_norm
 from ..ball import Ball, sparse_sign, unit
 from ..errors import UnsupportedError
 from ..losses import LossName, objective, targeted_dlr, targeted_margin
@@ -50,6 +50,7 @@ class APGD:
 
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2", "l1")
     access: ClassVar[Access] = "gradients"
+    unit: ClassVar[Unit] = "steps"
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.restarts < 1:
@@ -57,6 +58,12 @@ class APGD:
 
     def __call__(self, model: Model, x: Tensor, y: Tensor, threat: Threat, *, generator: Randomness = None) -> Tensor:
         """Adversarial inputs in the shape of ``x``; see :class:`~auditorch.attacks.attack.Attack`."""
+        return self.trace(model, x, y, threat, generator=generator)[0]
+
+    def trace(
+        self, model: Model, x: Tensor, y: Tensor, threat: Threat, *, generator: Randomness = None
+    ) -> tuple[Tensor, Tensor]:
+        """What the call gives, and int64 ``(n,)``: points examined of each sample until it fell, else in all."""
         check_norm(self, threat)
         stages = _stages(self.steps, threat, large_radius=self.large_radius)
         streams = Streams.of(generator, len(x), x.device)
@@ -67,7 +74,7 @@ class APGD:
                 if search.restart():
                     climb = Climb(model, x, y, search, lambda logits, rows: loss(logits, y[rows]), self.rho)
                     climb.run(stages, streams.fork(restart))
-        return search.x_adv
+        return search.x_adv, search.spent
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +102,7 @@ class APGDT:
 
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2", "l1")
     access: ClassVar[Access] = "gradients"
+    unit: ClassVar[Unit] = "steps"
 
     def __post_init__(self) -> None:
         if min(self.steps, self.restarts, self.n_targets) < 1:
@@ -104,11 +112,17 @@ class APGDT:
 
     def __call__(self, model: Model, x: Tensor, y: Tensor, threat: Threat, *, generator: Randomness = None) -> Tensor:
         """Adversarial inputs in the shape of ``x``; see :class:`~auditorch.attacks.attack.Attack`."""
+        return self.trace(model, x, y, threat, generator=generator)[0]
+
+    def trace(
+        self, model: Model, x: Tensor, y: Tensor, threat: Threat, *, generator: Randomness = None
+    ) -> tuple[Tensor, Tensor]:
+        """What the call gives, and int64 ``(n,)``: points examined of each sample until it fell, else in all."""
         check_norm(self, threat)
         stages = _stages(self.steps, threat, large_radius=self.large_radius)
         streams = Streams.of(generator, len(x), x.device)
         if len(x) == 0:
-            return x.clone()
+            return x.clone(), torch.zeros_like(y)
         with attacking(model):
             clean = forward(model, x)
             search = ActiveSet(x, ~fooled(clean, y, targeted=threat.targeted))
@@ -118,7 +132,7 @@ class APGDT:
                 if search.restart():
                     climb = Climb(model, x, y, search, self._row_loss(source, target, clean.shape[1]), self.rho)
                     climb.run(stages, streams.fork(run))
-        return search.x_adv
+        return search.x_adv, search.spent
 
     def _row_loss(self, source: Tensor, target: Tensor, k: int) -> RowLoss:
         use_dlr = self.loss == "dlr" or (self.loss == "auto" and k >= 4)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..attack import Access, Model, Randomness, check_norm
+from ..attack import Access, Model, Randomness, Unit, check_norm
 from ..errors import UnsupportedError
 from ..models import attacking
 from ..search import attackable, fooled, forward
@@ -66,7 +66,7 @@ class HopSkipJump:
     norms: ClassVar[tuple[Norm, ...]] = ("l2", "linf")
     access: ClassVar[Access] = "labels"
     minimal: ClassVar[bool] = True
-    unit: ClassVar[str] = "queries"
+    unit: ClassVar[Unit] = "queries"
     __pydantic_config__: ClassVar[dict[str, bool]] = {"arbitrary_types_allowed": True}
 
     def __post_init__(self) -> None:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..attack import Access, Model, Randomness, check_norm
+from ..attack import Access, Model, Randomness, Unit, check_norm
 from ..ball import Ball, movable, unit
 from ..errors import UnsupportedError
 from ..losses import LossName, objective
@@ -40,6 +40,7 @@ class MIFGSM:
 
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2", "l1")
     access: ClassVar[Access] = "gradients"
+    unit: ClassVar[Unit] = "steps"
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -55,12 +56,24 @@ class MIFGSM:
         generator: Randomness = None,  # noqa: ARG002  the attack is deterministic
     ) -> Tensor:
         """Adversarial inputs in the shape of ``x``; see :class:`~auditorch.attacks.attack.Attack`."""
+        return self.trace(model, x, y, threat)[0]
+
+    def trace(
+        self,
+        model: Model,
+        x: Tensor,
+        y: Tensor,
+        threat: Threat,
+        *,
+        generator: Randomness = None,  # noqa: ARG002
+    ) -> tuple[Tensor, Tensor]:
+        """What the call gives, and int64 ``(n,)``: points examined of each sample until it fell, else in all."""
         check_norm(self, threat)
         loss = objective(self.loss, targeted=threat.targeted)
         with attacking(model):
             search = ActiveSet(x, attackable(model, x, y, targeted=threat.targeted))
             if len(search) == 0:
-                return search.x_adv
+                return search.x_adv, search.spent
             ball, label = Ball.around(x[search.index], threat), y[search.index]
             point = ball.x.clone()
             momentum = torch.zeros_like(point)
@@ -71,13 +84,13 @@ class MIFGSM:
                 keep = search.compact()
                 if keep is not None:
                     if len(keep) == 0:
-                        return search.x_adv
+                        return search.x_adv, search.spent
                     point, momentum, ball, label = point[keep], momentum[keep], ball.select(keep), label[keep]
                 point = _step(ball, point, momentum, (step + 1) / self.steps, threat.eps / self.steps)
             logits = forward(model, point)
             search.record(point, fooled(logits, label, targeted=threat.targeted))
             search.attempt(point, loss(logits, label))
-        return search.x_adv
+        return search.x_adv, search.spent
 
 
 def _l1_normalised(gradient: Tensor) -> Tensor:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
-from ..attack import Access, Model, Randomness, check_norm
+from ..attack import Access, Model, Randomness, Unit, check_norm
 from ..ball import Ball, movable, sparse_step, unit
 from ..errors import UnsupportedError
 from ..losses import Loss, LossName, objective
@@ -49,6 +50,7 @@ class PGD:
 
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2", "l1")
     access: ClassVar[Access] = "gradients"
+    unit: ClassVar[Unit] = "steps"
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.restarts < 1:
@@ -60,17 +62,23 @@ class PGD:
 
     def __call__(self, model: Model, x: Tensor, y: Tensor, threat: Threat, *, generator: Randomness = None) -> Tensor:
         """Adversarial inputs in the shape of ``x``; see :class:`~auditorch.attacks.attack.Attack`."""
+        return self.trace(model, x, y, threat, generator=generator)[0]
+
+    def trace(
+        self, model: Model, x: Tensor, y: Tensor, threat: Threat, *, generator: Randomness = None
+    ) -> tuple[Tensor, Tensor]:
+        """What the call gives, and int64 ``(n,)``: points examined of each sample until it fell, else in all."""
         check_norm(self, threat)
         streams = Streams.of(generator, len(x), x.device)
         loss = objective(self.loss, targeted=threat.targeted)
         with attacking(model):
             if not self.early_stop:
-                return self._ascend(model, x, y, threat, streams, loss)
+                return self._ascend(model, x, y, threat, streams, loss), torch.full_like(y, self.steps)
             search = ActiveSet(x, attackable(model, x, y, targeted=threat.targeted))
             for restart in range(self.restarts):
                 if search.restart():
                     self._run(model, search, x, y, threat, streams.fork(restart), loss)
-        return search.x_adv
+        return search.x_adv, search.spent
 
     def _run(
         self, model: Model, search: ActiveSet, x: Tensor, y: Tensor, threat: Threat, streams: Streams, loss: Loss

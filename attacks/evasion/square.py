@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..attack import Access, Model, Randomness, check_norm
+from ..attack import Access, Model, Randomness, Unit, check_norm
 from ..errors import UnsupportedError
 from ..losses import margin
 from ..models import attacking
@@ -47,6 +47,7 @@ class Square:
 
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2", "l1")
     access: ClassVar[Access] = "scores"
+    unit: ClassVar[Unit] = "queries"
 
     def __post_init__(self) -> None:
         if min(self.queries, self.restarts) < 1 or not 0 < self.p_init <= 1:
@@ -58,6 +59,12 @@ class Square:
         Raises:
             UnsupportedError: for l0 threats.
         """
+        return self.trace(model, x, y, threat, generator=generator)[0]
+
+    def trace(
+        self, model: Model, x: Tensor, y: Tensor, threat: Threat, *, generator: Randomness = None
+    ) -> tuple[Tensor, Tensor]:
+        """What the call gives, and int64 ``(n,)``: model evaluations of each sample until it fell, else in all."""
         check_norm(self, threat)
         streams = Streams.of(generator, len(x), x.device)
         images = x if x.dim() == 4 else x.flatten(1)[:, None, None, :]
@@ -65,13 +72,15 @@ class Square:
         with attacking(model), torch.no_grad():
             search = _Search(lambda z: model(z.view(-1, *x.shape[1:])), threat, self.queries, self.p_init)
             left = (search.margin(images, y) >= 0).nonzero().squeeze(1)
+            spent = torch.ones_like(y)
             for restart in range(self.restarts):
                 if len(left) == 0:
                     break
-                found, value = search.run(images[left], y[left], streams.select(left).fork(restart))
+                found, value, asked = search.run(images[left], y[left], streams.select(left).fork(restart))
                 best[left] = found
+                spent[left] += asked
                 left = left[value >= 0]
-        return best.view_as(x)
+        return best.view_as(x), spent
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +96,10 @@ class _Search:
         # losses.margin grows with the attacker's success: largest wrong logit minus the true one.
         return value if self.threat.targeted else -value
 
-    def run(self, x: Tensor, y: Tensor, streams: Streams) -> tuple[Tensor, Tensor]:
-        """The best points ``(n, c, h, w)`` and their margins ``(n,)``."""
+    def run(self, x: Tensor, y: Tensor, streams: Streams) -> tuple[Tensor, Tensor, Tensor]:
+        """The best points ``(n, c, h, w)``, their margins ``(n,)``, and the evaluations that each sample took."""
         result, result_margin = self.start(x, streams), torch.empty(len(x), device=x.device)
+        asked, result_asked = torch.ones_like(y), torch.ones_like(y)
         value = self.margin(result, y)
         result_margin.copy_(value)
         at = torch.arange(len(x), device=x.device)
@@ -100,10 +110,14 @@ class _Search:
                 words = streams.bits((_AHEAD, 3 + x.shape[1]))
             done = value < 0
             if bool(done.any()):
-                result[at[done]], result_margin[at[done]] = current[done], value[done]
+                result[at[done]], result_margin[at[done]], result_asked[at[done]] = (
+                    current[done],
+                    value[done],
+                    asked[done],
+                )
                 keep = (~done).nonzero().squeeze(1)
                 at, x, y, current, value = at[keep], x[keep], y[keep], current[keep], value[keep]
-                streams, words = streams.select(keep), words[keep]
+                streams, words, asked = streams.select(keep), words[keep], asked[keep]
             if len(at) == 0:
                 break
             proposal = self.propose(x, current, self.share(query), words[:, (query - 1) % _AHEAD])
@@ -111,12 +125,13 @@ class _Search:
             if len(changed) == 0:
                 continue
             whole = len(changed) == len(at)
+            asked[changed] += 1
             new = self.margin(proposal if whole else proposal[changed], y if whole else y[changed])
             better = changed[new < value[changed]]
             value[changed] = torch.minimum(value[changed], new)
             current[better] = proposal[better]
-        result[at], result_margin[at] = current, value
-        return result, result_margin
+        result[at], result_margin[at], result_asked[at] = current, value, asked
+        return result, result_margin, result_asked
 
     def share(self, query: int) -> float:
         """Share of pixels that a proposal changes."""
