@@ -72,7 +72,9 @@ class Transfer(Check):
         size = self.batch_size or context.batch_size
         logits = [module_logits(model, inputs, size) for model in (target, base) for inputs in (x, x_adv)]
         require_finite(logits[0], samples)
-        tensors = dict(zip(("clean_logits", "adv_logits", "base_clean", "base_adv"), logits, strict=True))
+        tensors: dict[str, Tensor] = dict(
+            zip(("clean_logits", "adv_logits", "base_clean", "base_adv"), logits, strict=True)
+        )
         evidence = context.evidence("adversarial", {"ids": ids, "labels": y, "x_adv": x_adv, **tensors})
         measured = Measured.of(y, tensors, self.norm, self.eps)
         metrics = tuple(measured.metrics())
@@ -148,8 +150,10 @@ class Measured:
 
     @classmethod
     def of(cls, y: Tensor, logits: Mapping[str, Tensor], norm: Norm, eps: float) -> Measured:
-        keys = ("clean_logits", "adv_logits", "base_clean", "base_adv")
-        return cls(*((logits[key].argmax(1) == y).numpy() for key in keys), norm, eps)
+        clean, adversarial, base_clean, base_adversarial = (
+            (logits[key].argmax(1) == y).numpy() for key in ("clean_logits", "adv_logits", "base_clean", "base_adv")
+        )
+        return cls(clean, adversarial, base_clean, base_adversarial, norm, eps)
 
     @property
     def robust(self) -> np.ndarray:
