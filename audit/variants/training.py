@@ -57,12 +57,16 @@ class TrainingVariant(Variant):
     )
     lora_rank: int = Field(default=8, ge=1, description="Rank of the adapters (scope lora).")
     lora_alpha: float = Field(default=16.0, gt=0, description="The adapters count alpha / rank times (scope lora).")
-    new_head: Literal["no"] | HeadScheme = Field(
-        default="no",
-        description="Draw the last layer afresh first: default (the layer's own way), zeros, normal, xavier_uniform, "
-        "kaiming_normal or orthogonal.",
+    new_head: Literal["keep"] | HeadScheme = Field(
+        default="keep",
+        description="keep the last layer's weights, or draw them afresh: default (the layer's own way), zeros, normal, "
+        "xavier_uniform, kaiming_normal or orthogonal.",
     )
-    augment: AugmentOptions = Field(default=AugmentOptions(), description="Random changes of the inputs.")
+    augment: AugmentOptions = Field(
+        default=AugmentOptions(),
+        description="Random changes of the inputs by their strengths: flip, crop, rotation, translation, scale, colour, "
+        "randaugment (images), noise (images, tables), swap (tables).",
+    )
     validation: float = Field(
         default=0.0, ge=0, le=0.5, description="Share of the training data held out; the best epoch on it is kept."
     )
@@ -128,7 +132,7 @@ class TrainingVariant(Variant):
         the held-out data.
         """
         module = copied(target) if module is None else module
-        if self.new_head != "no":
+        if self.new_head != "keep":
             reset_head(module, context.seed, self.new_head)
         if validate is None and lesson.held is not None:
             validate = Accuracy(*lesson.held)
