@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from .findings import OWN
+from .ordered import as_line
 from .record import AuditRecord, Change, Chart, Line, Metric, Result, VariantRecord
 from .writing import metric_label, number
 
@@ -106,7 +107,7 @@ def overlay(charts: Sequence[tuple[int, str, Chart]]) -> Shown | None:
     references = [line for line in first.lines if line.dashed]
     named = [line.model_copy(update={"name": title}) for _, title, line in parts]
     spans = {name: _span(charts, name) for name in ("x_range", "y_range")}
-    merged = first.model_copy(update={"lines": (*named, *references), **spans})
+    merged = as_line(first.model_copy(update={"lines": (*named, *references), **spans}))
     return Shown(merged, (*(place for place, *_ in parts), *range(len(references))))
 
 

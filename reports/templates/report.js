@@ -45,6 +45,21 @@ function filterable(table) {
   table.parentElement.before(field);
 }
 
+function filterableList(list) {
+  const items = [...list.children];
+  if (items.length < 8) return;
+  const field = document.createElement("input");
+  field.type = "search";
+  field.className = "filter";
+  field.placeholder = "Filter findings";
+  field.setAttribute("aria-label", "Filter findings: severity, words, variant or standard");
+  field.addEventListener("input", () => {
+    const wanted = field.value.toLowerCase();
+    for (const item of items) item.hidden = !item.textContent.toLowerCase().includes(wanted);
+  });
+  list.before(field);
+}
+
 function copyable(element) {
   if (!navigator.clipboard) return;
   const button = document.createElement("button");
@@ -68,11 +83,32 @@ function reveal() {
 
 document.querySelectorAll("table.sortable").forEach((table) => { sortable(table); filterable(table); });
 document.querySelectorAll(".copy").forEach(copyable);
+document.querySelectorAll("ul.findings").forEach(filterableList);
+
+// Alt with an arrow walks from part to part, with the keyboard's focus.
+const parts = [...document.querySelectorAll("header#verdict, section.chapter, section.check")];
+addEventListener("keydown", (event) => {
+  if (!event.altKey || event.ctrlKey || event.metaKey || !["ArrowDown", "ArrowUp"].includes(event.key)) return;
+  const tops = parts.map((part) => part.getBoundingClientRect().top);
+  const next = event.key === "ArrowDown"
+    ? tops.findIndex((top) => top > 40)
+    : tops.findLastIndex((top) => top < -40);
+  if (next < 0) return;
+  event.preventDefault();
+  parts[next].tabIndex = -1;
+  parts[next].focus({ preventScroll: true });
+  parts[next].scrollIntoView();
+});
+const hint = document.createElement("p");
+hint.className = "keys";
+hint.textContent = "Alt ↓ and Alt ↑ go from part to part.";
+document.querySelector("nav.contents").append(hint);
+
 addEventListener("hashchange", reveal);
 if (location.hash) reveal();
 let opened = [];
 addEventListener("beforeprint", () => {
-  opened = [...document.querySelectorAll("details:not([open])")];
+  opened = [...document.querySelectorAll("details:not([open]):not(.variant)")];
   for (const details of opened) details.open = true;
 });
 addEventListener("afterprint", () => { for (const details of opened) details.open = false; });
