@@ -38,17 +38,18 @@ def read_entries(raw: Mapping[str, Any], field: str, kind: registry.Kind, proble
     parsed = []
     taken: dict[str, Location] = {}
     for location, entry in _listed(raw, field):
-        one = _read_entry(entry, location, kind, problems)
-        if one is None:
+        read = _read_entry(entry, location, kind, problems)
+        if read is None:
             continue
-        key = one.id.casefold()  # ids become file names, and some file systems ignore case
-        if kind == "defenses" and key == BASE:
-            problems.append(Problem(location, f"the id {BASE!r} means the untreated model; choose another"))
-        elif key in taken:
-            other = f"{taken[key][0]}[{taken[key][1]}]"
-            problems.append(Problem(location, f"the id {one.id!r} is also that of {other}; give each its own `id`"))
-        taken[key] = location
-        parsed.append(one)
+        for one in read.expanded() if kind == "defenses" else (read,):
+            key = one.id.casefold()  # ids become file names, and some file systems ignore case
+            if kind == "defenses" and key == BASE:
+                problems.append(Problem(location, f"the id {BASE!r} means the untreated model; choose another"))
+            elif key in taken:
+                other = f"{taken[key][0]}[{taken[key][1]}]"
+                problems.append(Problem(location, f"the id {one.id!r} is also that of {other}; give each its own `id`"))
+            taken[key] = location
+            parsed.append(one)
     return tuple(parsed)
 
 
@@ -144,6 +145,9 @@ def _ids(raw: Mapping[str, Any], field: str) -> list[str]:
     found = []
     for _, entry in _listed(raw, field):
         name, options = entry_parts(entry) or ("", {})
-        given = options.get("id") if isinstance(options, Mapping) else None
-        found.append(str(given or name))
+        options = options if isinstance(options, Mapping) else {}
+        plain, several = str(options.get("id") or name), options.get("epsilon")
+        # A list of budgets makes one variant of each; see Variant.expanded.
+        budgets = several if field == "variants" and isinstance(several, list | tuple) else ()
+        found += [f"{plain}-eps{one:g}" for one in budgets if isinstance(one, int | float)] or [plain]
     return [one for one in found if one]

@@ -28,6 +28,9 @@ TOLERANCE = 0.01
 """Relative difference of PRV and PLD above which the larger is reported."""
 
 _MAX_POINTS = 2**23
+_PRV_ERROR = 0.003
+"""Of epsilon: how far above it PRV's bound may lie."""
+
 _ENOUGH = 0.995
 _REFINEMENTS = 6
 _FEW_ORDERS = [1.5, *range(2, 20), 24, 32, 48, 64, 128, 256]
@@ -99,9 +102,7 @@ def noise_for(target_epsilon: float, sample_rate: float, steps: int, delta: floa
     return noise
 
 
-def rdp_epsilon(
-    noise_multiplier: float, sample_rate: float, steps: int, delta: float, *, rough: bool = False
-) -> float:
+def rdp_epsilon(noise_multiplier: float, sample_rate: float, steps: int, delta: float, *, rough: bool = False) -> float:
     """Rényi accountant (arXiv 1702.07476): an upper bound, typically a tenth to a quarter too high.
 
     Args:
@@ -109,7 +110,7 @@ def rdp_epsilon(
     """
     accountant = RDPAccountant()
     accountant.history = [(noise_multiplier, sample_rate, steps)]
-    with _quiet():
+    with quiet():
         return float(accountant.get_epsilon(delta, alphas=list(_FEW_ORDERS if rough else _ORDERS)))
 
 
@@ -119,20 +120,27 @@ def prv_epsilon(noise_multiplier: float, sample_rate: float, steps: int, delta: 
     Raises:
         UnsupportedError: when that precision would need more memory than is reasonable.
     """
-    error = float(np.clip(0.003 * rdp_epsilon(noise_multiplier, sample_rate, steps, delta), 2e-4, 0.1))
-    if _prv_points(noise_multiplier, sample_rate, steps, delta, error) > _MAX_POINTS:
-        raise UnsupportedError("PRV would need too fine a grid")
-    accountant = PRVAccountant()
-    accountant.history = [(noise_multiplier, sample_rate, steps)]
-    with _quiet():
-        return float(accountant.get_epsilon(delta, eps_error=error))
+    mechanism = (noise_multiplier, sample_rate, steps)
+    scale = rdp_epsilon(*mechanism, delta)
+    for _ in range(3):  # RDP may be far above the truth, and the first error with it
+        error = float(np.clip(_PRV_ERROR * scale, 2e-5, 0.1))
+        if _prv_points(*mechanism, delta, error) > _MAX_POINTS:
+            raise UnsupportedError("PRV would need too fine a grid")
+        accountant = PRVAccountant()
+        accountant.history = [mechanism]
+        with quiet():
+            value = float(accountant.get_epsilon(delta, eps_error=error))
+        if not math.isfinite(value) or error <= 1.5 * _PRV_ERROR * value or error <= 2e-5:
+            return value
+        scale = value
+    return value
 
 
 def pld_epsilon(noise_multiplier: float, sample_rate: float, steps: int, delta: float) -> float:
     """Upper bound of dp-accounting's privacy loss distribution."""
     rough = rdp_epsilon(noise_multiplier, sample_rate, steps, delta)
     grid = float(np.clip(2e-4 * rough, 1e-5, 1e-3))
-    with _quiet():
+    with quiet():
         one = from_gaussian_mechanism(noise_multiplier, sampling_prob=sample_rate, value_discretization_interval=grid)
         return float(one.self_compose(steps).get_epsilon_for_delta(delta))
 
@@ -207,7 +215,7 @@ def _correction(noise: float, spent: float, aim: float, sample_rate: float, step
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """The accountants warn of the grid of orders and of logarithms of 0 at sample rate 1; neither loosens the bound."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -51,7 +51,7 @@ class Checkpoint:
 
     def __init__(self, path: Path, fingerprint: str) -> None:
         self.path, self.fingerprint = path, fingerprint
-        self._counter = path.with_name(path.name + ".steps")
+        self._counter = _counter(path)
         self._handle: int | None = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -123,15 +123,19 @@ class Checkpoint:
             os.close(self._handle)
             self._handle = None
 
-    def delete(self) -> None:
-        """Removes both files, once the result is safe elsewhere."""
-        self.close()
-        for path in (self.path, self._counter):
-            with suppress(OSError):
-                path.unlink()
-
     def _begun(self) -> int:
         try:
             return int(self._counter.read_text("ascii"))
         except (OSError, ValueError):
             return 0
+
+
+def delete_state(path: Path) -> None:
+    """Removes a training that was kept at ``path``, once its result is safe elsewhere."""
+    for one in (path, _counter(path)):
+        with suppress(OSError):
+            one.unlink()
+
+
+def _counter(path: Path) -> Path:
+    return path.with_name(path.name + ".steps")

@@ -53,6 +53,10 @@ class Variant(BaseModel):
         """Data the variant reads (paths as in the spec); their hashes join the cache key."""
         return ()
 
+    def expanded(self) -> tuple[Variant, ...]:
+        """The variants that one entry of the spec stands for: itself, unless an option lists several values."""
+        return (self,)
+
     def as_built(self, parameters: Mapping[str, Any]) -> Variant:
         """What ``build`` settled on, by the recorded ``parameters``: itself, unless it chose among several."""
         del parameters

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 from torch import nn
 
-from ...defenses.scope import reset_head, training_scope
-from ...privacy.dp_sgd import DPConfig, DPResult, dp_fine_tune
+from ...defenses.lora import LoRA
+from ...defenses.scope import Scope, reset_head, training_scope
+from ...privacy.checkpoint import delete_state
+from ...privacy.clipping import ClippingName
+from ...privacy.config import DPConfig, Schedule
+from ...privacy.dp_sgd import DPResult, dp_fine_tune
 from ...privacy.layers import private_structure
+from ...privacy.tuning import TuningCost, tuning_cost
 from ...reports.record import Metric
+from ..cache import stable_hash
 from ..checks.base import Context
 from ..errors import UnsupportedError
 from ..loading.model import inner
 from ..loading.weights import load_weights, read_weights
 from ..samples import Samples
 from ..target import Target
+from .augment import AugmentOptions
 from .base import Built, Variant
 from .training import TrainedPart, checked_scope, cost_metrics, curve_chart, training_data
 
@@ -31,9 +39,12 @@ class DPSGDVariant(Variant):
 
     name: ClassVar[str] = "dp_sgd"
     title: ClassVar[str] = "Differentially private training"
+    version: ClassVar[int] = 2
     references: ClassVar[tuple[str, ...]] = (
         "Abadi et al., Deep Learning with Differential Privacy, arXiv 1607.00133",
         "Gopi et al., Numerical Composition of Differential Privacy, arXiv 2106.02848",
+        "Bu et al., Differentially Private Optimization on Large Model at Small Cost, arXiv 2210.00038",
+        "De et al., Unlocking High-Accuracy Differentially Private Image Classification, arXiv 2204.13650",
     )
 
     train: str = Field(description="Training data, in any form that `data.source` takes; path relative to the spec.")
@@ -43,16 +54,45 @@ class DPSGDVariant(Variant):
         "or `target`, which has a guarantee only if the target never saw them.",
     )
     new_head: bool = Field(default=False, description="Draw the last layer's weights afresh, as for new classes.")
-    epsilon: float | None = Field(default=None, gt=0, description="Budget to spend; this or noise_multiplier.")
+    epsilon: PositiveFloat | tuple[PositiveFloat, ...] | None = Field(
+        default=None,
+        description="Budget to spend; this or noise_multiplier. A list makes one variant of each, `dp_sgd-eps1` and so "
+        "on: the privacy-utility curve.",
+    )
     noise_multiplier: float | None = Field(default=None, ge=0, description="Noise in units of max_grad_norm.")
     delta: float | None = Field(default=None, gt=0, lt=1, description="n ** -1.1 when left out.")
+    trials: int = Field(
+        default=1,
+        ge=1,
+        description="Trainings made on these records to find the settings, this one included; their common budget is "
+        "reported.",
+    )
     epochs: int = Field(default=15, ge=1, description="Expected passes over the training data.")
     batch_size: int = Field(default=512, ge=1, description="Expected number of records per step.")
     max_grad_norm: float = Field(default=1.0, gt=0, description="l2 norm to which each gradient is clipped.")
-    lr: float = Field(default=2.0, gt=0, description="Learning rate, constant.")
+    clipping: ClippingName = Field(
+        default="flat",
+        description="flat; per_layer (each layer has its share of the norm); automatic (every gradient is scaled "
+        "to the norm); or adaptive (the norm follows a quantile of the gradients', privately).",
+    )
+    quantile: float = Field(default=0.5, gt=0, lt=1, description="Which quantile adaptive clipping follows.")
+    lr: float = Field(default=2.0, gt=0, description="Highest learning rate.")
+    schedule: Schedule = Field(default="constant", description="constant, or cosine: falling to 0.")
     optimizer: Literal["sgd", "adam"] = Field(default="sgd", description="sgd or adam.")
     momentum: float = Field(default=0.0, ge=0, lt=1, description="Of sgd.")
-    scope: TrainedPart = Field(default="all", description="What is trained: all, head, or the number of last blocks.")
+    scope: TrainedPart | Literal["lora"] = Field(
+        default="all", description="What is trained: all, head, the number of last blocks, or lora (adapters and head)."
+    )
+    lora_rank: int = Field(default=8, ge=1, description="Rank of the adapters (scope lora).")
+    lora_alpha: float = Field(default=16.0, gt=0, description="The adapters count alpha / rank times (scope lora).")
+    augment: AugmentOptions = Field(default=AugmentOptions(), description="Random changes of each record by itself.")
+    views: int = Field(
+        default=1, ge=1, description="Augmented copies of a record in each step, averaged before clipping; no privacy."
+    )
+    ema: float | None = Field(default=None, ge=0, lt=1, description="Decay of the average of weights that is kept.")
+    precision: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="bfloat16 for the passes; norms, sums, noise and weights stay float32."
+    )
     secret_seed: bool = Field(
         default=False,
         description="Draw sampling and noise from the operating system: needed for publishing, "
@@ -61,10 +101,24 @@ class DPSGDVariant(Variant):
     secure_noise: bool = Field(default=False, description="Noise that withstands floating-point attacks; slower.")
 
     @model_validator(mode="after")
-    def _one_target(self) -> DPSGDVariant:
+    def _sound(self) -> DPSGDVariant:
         if (self.epsilon is None) == (self.noise_multiplier is None):
             raise ValueError("give either epsilon or noise_multiplier, one of the two")
+        if isinstance(self.epsilon, tuple) and not self.epsilon:
+            raise ValueError("epsilon is an empty list")
+        if self.augment.swap:
+            raise ValueError("augment.swap takes values from other records, so no gradient is one record's alone")
+        if self.views > 1 and self.augment == AugmentOptions():
+            raise ValueError("views above 1 needs augment: equal copies of a record add nothing")
+        if self.secure_noise and self.clipping == "adaptive":
+            raise ValueError("secure_noise does not cover the count of adaptive clipping; use clipping: flat")
         return self
+
+    def expanded(self) -> tuple[DPSGDVariant, ...]:
+        if not isinstance(self.epsilon, tuple):
+            return (self,)
+        base = self.id or self.name
+        return tuple(self.model_copy(update={"id": f"{base}-eps{one:g}", "epsilon": one}) for one in self.epsilon)
 
     def files(self) -> tuple[str, ...]:
         return (self.train,) if self.start in (FRESH, PRESENT) else (self.train, self.start)
@@ -74,19 +128,46 @@ class DPSGDVariant(Variant):
         x, y = training_data(target, context, self.train)
         module = copy.deepcopy(target.module)
         caveat = self._begin(module, context)
+        augment = self.augment.build(target)
         context.progress.start("private training", self.epochs * len(y))
-        with training_scope(module, checked_scope(self.scope)):
+        kept = context.scratch(f"{self._state_name(target, context)}.safetensors")
+        with training_scope(module, self._scope(context.seed)):
             result = dp_fine_tune(
-                module, x, y, config=self._config(context, len(y)), on_samples=context.progress.advance
+                module,
+                x,
+                y,
+                config=self._config(context, len(y)),
+                on_samples=context.progress.advance,
+                augment=augment,
+                checkpoint=kept,
             )
-        return self._built(result, caveat)
+            if self.scope == "lora":  # the adapters are merged into ``module`` on leaving
+                module.load_state_dict(result.module.state_dict())
+        built = self._built(replace(result, module=module) if self.scope == "lora" else result, caveat)
+        delete_state(kept)
+        return built
+
+    def _state_name(self, target: Target, context: Context) -> str:
+        """Of the unfinished training; another training, which has steps of its own, has another name."""
+        facts = [self.model_dump(mode="json", exclude={"id", "trials"}), context.seed, target.sha256]
+        facts.append(context.samples(self.train).sha256)
+        return f"dp-{stable_hash(facts)[:12]}"
+
+    def _scope(self, seed: int) -> Scope:
+        if self.scope == "lora":
+            return LoRA(self.lora_rank, self.lora_alpha, seed=seed)
+        return checked_scope(self.scope)
 
     def wrap(self, module: nn.Module) -> nn.Module:
+        if self.scope == "lora":
+            return module  # the structure is as before once the adapters are merged
         with training_scope(module, checked_scope(self.scope)):
             private, _ = private_structure(module)
         return private.requires_grad_(True)
 
     def _config(self, context: Context, n: int) -> DPConfig:
+        if isinstance(self.epsilon, tuple):
+            raise UnsupportedError(f"{self.id or self.name}: one training has one epsilon; see expanded()")
         return DPConfig(
             epsilon=self.epsilon,
             noise_multiplier=self.noise_multiplier,
@@ -94,9 +175,15 @@ class DPSGDVariant(Variant):
             epochs=self.epochs,
             batch_size=min(self.batch_size, n),
             max_grad_norm=self.max_grad_norm,
+            clipping=self.clipping,
+            quantile=self.quantile,
             lr=self.lr,
             optimizer=self.optimizer,
             momentum=self.momentum,
+            schedule=self.schedule,
+            views=self.views,
+            ema=self.ema,
+            precision=self.precision,
             seed=None if self.secret_seed else context.seed,
             secure_noise=self.secure_noise,
             physical_batch=context.batch_size,
@@ -122,6 +209,7 @@ class DPSGDVariant(Variant):
 
     def _built(self, result: DPResult, caveat: str) -> Built:
         budget = result.budget
+        tuning = tuning_cost(budget, self.trials)
         chart = curve_chart(
             [epoch.loss for epoch in result.history],
             [epoch.accuracy for epoch in result.history],
@@ -131,11 +219,21 @@ class DPSGDVariant(Variant):
             module=result.module.eval(),
             summary=f"Trained with DP-SGD: epsilon {budget.epsilon:.3g} at delta {budget.delta:.2g} "
             f"({budget.accountant.upper()} accountant, records added or removed), {budget.steps} steps with noise "
-            f"multiplier {budget.noise_multiplier:.3g}.",
-            metrics=(*_privacy_metrics(result), *cost_metrics(result.module, result.seconds, self.epochs)),
+            f"multiplier {budget.noise_multiplier:.3g}.{_tuning_sentence(tuning)}",
+            metrics=(
+                *_privacy_metrics(result, tuning),
+                *cost_metrics(result.module, result.seconds, self.epochs),
+            ),
             figures=(chart,),
             warnings=tuple(text for text in (caveat, *result.warnings) if text),
-            parameters={"accountant": budget.accountant, "epsilon_by_accountant": _by_accountant(result)},
+            parameters={
+                "accountant": budget.accountant,
+                "epsilon_by_accountant": _by_accountant(result),
+                "privacy_unit": "one training record, added or removed",
+                "lost_steps": result.lost_steps,
+                "clip_norm": result.clip_norm,
+                "epsilon_random_trials": tuning.random_trials,
+            },
         )
 
 
@@ -158,11 +256,27 @@ def reset_parameters(module: nn.Module, seed: int) -> None:
                 )
 
 
-def _privacy_metrics(result: DPResult) -> tuple[Metric, ...]:
+def _tuning_sentence(cost: TuningCost) -> str:
+    if cost.trials == 1:
+        return " Settings chosen by looking at results on these records are not covered; see the option trials."
+    text = f" With the {cost.trials} trainings that found the settings: epsilon {cost.epsilon:.3g} (all composed)"
+    if cost.random_trials is not None:
+        text += (
+            f"; {cost.random_trials:.3g} if their number was drawn from a Poisson distribution with that mean and only "
+            "the best is shown (arXiv 2110.03620)"
+        )
+    return text + "."
+
+
+def _privacy_metrics(result: DPResult, tuning: TuningCost) -> tuple[Metric, ...]:
     budget = result.budget
+    with_tuning = Metric(
+        name="epsilon_with_tuning", value=tuning.epsilon, higher_is_better=False, label="epsilon with all trials"
+    )
     return (
         Metric(name="epsilon", value=budget.epsilon, higher_is_better=False, label="Privacy budget epsilon"),
         Metric(name="delta", value=budget.delta, higher_is_better=False, label="delta"),
+        *((with_tuning,) if tuning.trials > 1 else ()),
         Metric(name="noise_multiplier", value=budget.noise_multiplier, label="Noise multiplier"),
         Metric(name="sample_rate", value=budget.sample_rate, unit="rate", label="Sampling rate"),
         Metric(name="steps", value=budget.steps, label="Noisy steps"),

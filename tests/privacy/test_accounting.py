@@ -3,7 +3,10 @@ import math
 import pytest
 from auditorch.attacks.errors import UnsupportedError
 from auditorch.privacy import accounting
-from auditorch.privacy.accounting import default_delta, epsilon, noise_for, prv_epsilon, rdp_epsilon
+from auditorch.privacy.accounting import default_delta, epsilon, noise_for, pld_epsilon, prv_epsilon, rdp_epsilon
+from auditorch.privacy.tuning import tuning_cost
+from hypothesis import Phase, assume, given, settings
+from hypothesis import strategies as st
 from scipy.optimize import brentq
 from scipy.stats import norm
 
@@ -47,6 +50,65 @@ def test_full_batches_are_one_gaussian_mechanism(sigma: float, steps: int) -> No
         assert value is not None
         assert exact * 0.9999 <= value <= exact * 1.006
     assert budget.rdp >= exact
+
+
+MECHANISMS = {
+    "noise": st.floats(0.6, 8.0),
+    "rate": st.floats(1e-3, 0.5),
+    "steps": st.integers(1, 2000),
+    "delta": st.floats(-7, -4).map(lambda power: 10**power),
+}
+
+
+def accountants_agree(noise: float, rate: float, steps: int, delta: float) -> None:
+    """PRV and PLD within 1 %, or within their own resolution where there is next to nothing to account for."""
+    assume(rdp_epsilon(noise, rate, steps, delta, rough=True) < 15)  # beyond that nobody claims privacy
+    prv, pld = prv_epsilon(noise, rate, steps, delta), pld_epsilon(noise, rate, steps, delta)
+    assert prv == pytest.approx(pld, rel=0.01, abs=1e-4)
+    rdp = rdp_epsilon(noise, rate, steps, delta)
+    assert rdp >= max(prv, pld) - 1e-4
+
+
+@settings(max_examples=8, deadline=None, derandomize=True, phases=[Phase.generate])
+@given(**MECHANISMS)
+def test_accountants_agree(noise: float, rate: float, steps: int, delta: float) -> None:
+    accountants_agree(noise, rate, steps, delta)
+
+
+@pytest.mark.slow
+@settings(max_examples=400, deadline=None)
+@given(**MECHANISMS)
+def test_accountants_agree_on_a_fine_grid(noise: float, rate: float, steps: int, delta: float) -> None:
+    accountants_agree(noise, rate, steps, delta)
+
+
+@settings(max_examples=6, deadline=None, derandomize=True)
+@given(st.floats(0.7, 20.0), st.integers(1, 30), st.floats(-8, -3).map(lambda power: 10**power))
+def test_full_batches_are_the_analytic_gaussian(noise: float, steps: int, delta: float) -> None:
+    """At rate 1 all steps are one Gaussian mechanism with a closed form."""
+    exact = gaussian_epsilon(noise / math.sqrt(steps), delta)
+    for value in (prv_epsilon(noise, 1.0, steps, delta), pld_epsilon(noise, 1.0, steps, delta)):
+        assert exact * 0.9999 - 1e-6 <= value <= exact * 1.006 + 1e-3
+    assert rdp_epsilon(noise, 1.0, steps, delta) >= exact
+
+
+def test_rough_rdp_is_an_upper_bound_too() -> None:
+    for mechanism in ((1.0, 0.05, 80), (0.6, 0.3, 20), (4.0, 0.01, 2000)):
+        fine = rdp_epsilon(*mechanism, 1e-5)
+        assert fine <= rdp_epsilon(*mechanism, 1e-5, rough=True) <= 1.06 * fine
+
+
+def test_tuning_costs_what_all_trials_cost() -> None:
+    """Three full-batch trainings are one Gaussian mechanism with a third of the variance."""
+    budget = epsilon(6.0, 1.0, 4, 1e-5)
+    cost = tuning_cost(budget, 3)
+    assert cost.epsilon == pytest.approx(gaussian_epsilon(6.0 / math.sqrt(12), 1e-5), rel=0.006)
+    assert cost.random_trials is not None
+    assert budget.epsilon < cost.random_trials
+    assert tuning_cost(budget, 1).epsilon == budget.epsilon
+    assert tuning_cost(budget, 200).random_trials < tuning_cost(budget, 200).epsilon, "many trials: publish the best"
+    with pytest.raises(UnsupportedError, match="trials is 0"):
+        tuning_cost(budget, 0)
 
 
 def test_more_noise_fewer_steps_smaller_batches_cost_less() -> None:
