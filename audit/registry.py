@@ -20,6 +20,8 @@ BUILTIN: dict[Kind, dict[str, str]] = {
         "attribution": "audit.checks.attribution:Attribution",
         "membership": "audit.checks.membership:Membership",
         "dp": "audit.checks.dp:DPAudit",
+        "extraction": "audit.checks.extraction:ExtractionCheck",
+        "inversion": "audit.checks.inversion:Inversion",
         "corruption": "audit.checks.corruption:Corruption",
         "shift": "audit.checks.shift:Shift",
         "patch": "audit.checks.patch:PatchCheck",

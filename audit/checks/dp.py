@@ -312,7 +312,7 @@ def _findings(audited: Audited) -> Iterator[Finding]:
             severity="critical",
             title="The training leaks more than its epsilon allows",
             detail=f"{bound.correct} of {bound.guesses} guesses about canaries are right, which a training with "
-            f"epsilon {audited.epsilon:.3g} would allow with at most 5 % probability; epsilon is at least {bound.epsilon:.3g}.",
+            f"epsilon {audited.epsilon:.3g} would hardly give; it is {bound.epsilon:.3g} or more (95 % confidence).",
             remedy="Look for missing noise, missing clipping, noise scaled by the wrong batch size, a known seed, or "
             "a sampler that draws records more often than the account says.",
             standards=standards.MEMBERSHIP,

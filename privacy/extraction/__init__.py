@@ -1,0 +1,1 @@
+"""Model extraction: how well can a model be copied by asking it questions?"""
