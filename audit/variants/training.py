@@ -64,7 +64,7 @@ class TrainingVariant(Variant):
     )
     augment: AugmentOptions = Field(
         default=AugmentOptions(),
-        description="Random changes of the inputs by their strengths: flip, crop, rotation, translation, scale, colour, "
+        description="Random changes of the inputs by their strength: flip, crop, rotation, translation, scale, colour, "
         "randaugment (images), noise (images, tables), swap (tables).",
     )
     validation: float = Field(
