@@ -6,10 +6,14 @@ DEMO ?=
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-slow test-gpu coverage lint format bench bench-attacks bench-defenses wheel-check clean
+.PHONY: demo docs test test-slow test-gpu coverage lint format bench bench-attacks bench-defenses wheel-check clean demo-text bench-text
 
 demo: .venv/.installed  ## Audit the demo model and write the report (DEMO=--quick for the short form)
 	$(BIN)/auditorch demo -o auditorch-demo $(DEMO)
+
+demo-text: .venv/.installed  ## Fine-tune MiniLM on movie snippets and audit it: some eight minutes on two cores
+	OMP_NUM_THREADS=2 $(BIN)/python examples/sentiment/prepare.py build/sentiment
+	OMP_NUM_THREADS=2 $(BIN)/auditorch run examples/sentiment/audit.yaml -o auditorch-demo/text || test $$? -eq 1
 
 test: .venv/.installed  ## The fast tests, side by side
 	$(BIN)/python -m pytest -n auto --maxprocesses 4
@@ -33,6 +37,9 @@ format: .venv/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: .venv/.installed  ## Write docs/reference from the registry and the command line
+	$(BIN)/python -m auditorch.audit.reference docs/reference
+
 bench: bench-attacks
 
 bench-attacks: .venv/.installed  ## PEERS=DIR adds libraries installed there with `pip install --no-deps --target DIR`
@@ -40,6 +47,9 @@ bench-attacks: .venv/.installed  ## PEERS=DIR adds libraries installed there wit
 
 bench-defenses: .venv/.installed  ## What the defenses that train buy and cost; IDX=DIR reads the full Fashion-MNIST
 	$(BIN)/python benchmarks/training.py $(if $(IDX),--idx $(IDX))
+
+bench-text: .venv/.installed  ## PEERS=DIR holds TextAttack, WORDNET=DIR the files of WordNet; needs what demo-text makes
+	$(BIN)/python benchmarks/text.py $(if $(PEERS),--peers $(PEERS)) $(if $(WORDNET),--wordnet $(WORDNET))
 
 wheel-check: .venv/.installed  ## Build the wheel, install it in a fresh environment, use it from another folder
 	rm -rf build/wheel build/lib build/bdist.* && mkdir -p build/wheel

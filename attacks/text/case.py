@@ -35,6 +35,7 @@ class Case:
         start: the original, judged.
         slots: where edits are allowed, ascending.
         rng: draws that belong to this sample alone.
+        most: versions worth making at a time: the budget. A text of ten thousand words has more neighbours.
     """
 
     start: Judged
@@ -42,23 +43,26 @@ class Case:
     transformations: tuple[Transformation, ...]
     constraints: tuple[Constraint, ...]
     rng: random.Random
+    most: int = 1000
 
     def judge(self, passages: Sequence[Passage]) -> Asking[list[Judged]]:
         """What the model says of some versions; fewer come back when the budget runs out."""
         if not passages:
             return []
+        passages = passages[: self.most]
         answers = yield Request("victim", [passage.text for passage in passages])
         return [Judged(passage, *answer) for passage, answer in zip(passages, answers, strict=False)]
 
     def neighbours(self, passage: Passage, slots: Iterable[int]) -> Asking[list[Passage]]:
         """Versions that differ from ``passage`` in one of these slots and keep every constraint."""
         found: dict[tuple[int, str], Passage] = {}
-        asked = tuple(slots)
+        asked, original = tuple(slots)[: self.most], self.start.passage
         for transformation in self.transformations:
             proposals = yield from transformation.propose(passage, asked, self.rng)
             for slot, words in zip(asked, proposals, strict=True):
                 for word in words:
-                    if word != passage.words[slot]:
+                    known = word in (passage.words[slot], original.words[slot])
+                    if not known and len(found) < 2 * self.most:
                         found.setdefault((slot, word), passage.with_word(slot, word))
         return (yield from self.allowed(list(found.values())))
 

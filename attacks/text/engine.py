@@ -90,7 +90,7 @@ def attack_texts(
     attack.require(known)
     scheduler = Scheduler({name: _on(service, rows) for name, service in known.items()}, max(budget - 1, 0))
     start = judge_clean(clean, goals, targeted=targets is not None)
-    searches = [_search(attack, originals[row], start[row], f"{seed}:{ids[row]}") for row in rows]
+    searches = [_search(attack, originals[row], start[row], f"{seed}:{ids[row]}", budget) for row in rows]
     found = scheduler.run(searches, [len(originals[row]) for row in rows], progress or _ignore)
     return _verified(victim, originals, clean, goals, tried, rows, found, scheduler)
 
@@ -101,7 +101,7 @@ def judge_clean(logits: Tensor, goals: Tensor, *, targeted: bool) -> list[float]
     return ((own if targeted else -own) * 1e4).round().div(1e4).tolist()
 
 
-def _search(attack: TextAttack, text: str, score: float, key: str) -> Callable[[], Asking[Judged]]:
+def _search(attack: TextAttack, text: str, score: float, key: str, budget: int) -> Callable[[], Asking[Judged]]:
     def begin() -> Asking[Judged]:
         passage = Passage.of(text)
         rng = random.Random(key)  # noqa: S311 - for choosing edits
@@ -111,6 +111,7 @@ def _search(attack: TextAttack, text: str, score: float, key: str) -> Callable[[
             attack.transformations,
             attack.constraints,
             rng,
+            budget,
         )
         return attack.search.run(case)
 

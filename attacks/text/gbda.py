@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,8 +23,9 @@ from .victim import Victim
 class Relaxed:
     """Asks the service ``relaxed`` for word choices, judges each, and takes back what is not needed.
 
-    Every sample of the distribution is tried as a plain string. From the first that breaks the model edits are taken
-    back one by one for as long as it stays broken.
+    Every sample of the distribution is tried as a plain string. Where none of them is allowed and breaks the model,
+    its edits are tried one by one, those drawn most often first. From a text that breaks the model edits are taken back
+    for as long as it stays broken.
     """
 
     def run(self, case: Case) -> Asking[Judged]:
@@ -35,6 +37,8 @@ class Relaxed:
         top = best([case.start, *tried])
         assert top is not None
         if not top.broken:
+            top = yield from _one_by_one(case, top, drawn)
+        if not top.broken:
             return top
         for slot in original.changed(top.passage):
             back = yield from case.allowed([top.passage.with_word(slot, original.words[slot])])
@@ -42,6 +46,22 @@ class Relaxed:
             if judged and judged[0].broken:
                 top = judged[0]
         return top
+
+
+def _one_by_one(case: Case, top: Judged, drawn: Sequence[dict[int, str]]) -> Asking[Judged]:
+    """Adds edits of the samples to the best version so far, slot by slot, as long as they help."""
+    votes = Counter((slot, word) for choice in drawn for slot, word in choice.items())
+    options: dict[int, list[str]] = {}
+    for (slot, word), _ in votes.most_common():
+        options.setdefault(slot, []).append(word)
+    for slot, words in options.items():
+        allowed = yield from case.allowed([top.passage.with_word(slot, word) for word in words[:3]])
+        found = best((yield from case.judge(allowed)))
+        if found is not None and (found.broken or found.score > top.score):
+            top = found
+        if top.broken:
+            break
+    return top
 
 
 @dataclass(slots=True)

@@ -149,7 +149,7 @@ def _ranked(case: Case, ranking: Ranking) -> Asking[list[int]]:
 def _without(case: Case, filler: str) -> Asking[dict[int, float]]:
     """Score of the text without each slot's word; of as many slots as the budget has room for."""
     original = case.start.passage
-    tried = yield from case.judge([original.with_word(slot, filler) for slot in case.slots])
+    tried = yield from case.judge([original.with_word(slot, filler) for slot in case.slots[: case.most]])
     return {slot: one.score for slot, one in zip(case.slots, tried, strict=False)}
 
 

@@ -110,7 +110,7 @@ def measured_of(
             changed[row] = len(passage.changed(edited))
             longest = max(len(text), len(edited.text), 1)
             similarity[row] = 1 - min(edit_distance(passage, edited) / longest, 1.0)
-    fallen = np.array([bool(own) for own in edits], dtype=bool)
+    fallen = tried & np.array([bool(own) for own in edits], dtype=bool)
     return TextMeasured(y, correct, tried, fallen, changed, words, similarity, meaning, queries)
 
 

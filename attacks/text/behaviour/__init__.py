@@ -1,0 +1,1 @@
+"""Behavioural tests in the manner of CheckList (Ribeiro et al., arXiv 2005.04118)."""
