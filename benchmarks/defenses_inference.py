@@ -36,7 +36,8 @@ variants:
   - pruning: {{id: channels-50-trained, structure: channels, amount: 0.5, train: train.npz}}
   - quantization: {{id: int8-static, train: train.npz}}
   - quantization: {{id: int8-dynamic, mode: dynamic, train: train.npz}}
-  - low_rank: {{id: low-rank-25, keep: 0.25}}
+  - low_rank: {{id: low-rank-50, keep: 0.5}}
+  - low_rank: {{id: low-rank-25-trained, keep: 0.25, train: train.npz}}
   - student: {{id: student-50, train: train.npz, epochs: 10}}
 """,
     "inference": f"""checks:
@@ -47,7 +48,7 @@ variants:
   - preprocessing: {{id: jpeg-50, jpeg: 50}}
   - preprocessing: {{id: bits-3, bit_depth: 3}}
   - preprocessing: {{id: median-3, median: 3}}
-  - preprocessing: {{id: tv-0.1, total_variation: 0.1}}
+  - preprocessing: {{id: tv-01, total_variation: 0.1}}
   - ensemble: {{id: ensemble-logits, count: 2, train: train.npz}}
   - ensemble: {{id: ensemble-majority, count: 2, train: train.npz, combine: majority}}
   - randomized_smoothing: {{id: smoothed, sigma: 0.25, draws: 16, train: train.npz}}
@@ -63,10 +64,10 @@ variants:
   - certification:
       {id: smoothing, norm: l2, eps: 0.5, curve: [0.25, 0.75, 1.0], n: 10000, limit: LIMIT, variants: [VARIANTS]}
 variants:
-  - randomized_smoothing: {id: plain-0.25, sigma: 0.25}
-  - randomized_smoothing: {id: noise-0.25, sigma: 0.25, train: train.npz}
-  - randomized_smoothing: {id: noise-0.5, sigma: 0.5, train: train.npz}
-""".replace("VARIANTS", "plain-0.25, noise-0.25, noise-0.5"),
+  - randomized_smoothing: {id: plain-025, sigma: 0.25}
+  - randomized_smoothing: {id: noise-025, sigma: 0.25, train: train.npz}
+  - randomized_smoothing: {id: noise-05, sigma: 0.5, train: train.npz}
+""".replace("VARIANTS", "plain-025, noise-025, noise-05"),
 }
 
 
@@ -129,13 +130,13 @@ def variant_row(variant: VariantRecord) -> tuple[str, ...]:
         shown(result.metric(name)) if result is not None else "–"
         for result, (_, name) in zip(results, measured, strict=True)
     ]
-    peak = found.get("peak_memory_bytes")
+    latency, peak = (found.get(f"integer_{name}", found.get(name)) for name in ("latency_ms", "peak_memory_bytes"))
     return (
         variant.id,
         *cells,
         number(found.get("parameters"), 1, "d"),
         number(found.get("size_bytes"), 1, "d"),
-        number(found.get("latency_ms"), 1, ".2f"),
+        number(latency, 1, ".2f"),
         number(peak, 1e-3, ".0f"),
     )
 

@@ -22,10 +22,10 @@ class Ensemble(nn.Module):
 
     - ``logits``: the mean of the members' logits.
     - ``weighted``: the log of the mean of their probabilities, weighed by ``weights`` (see :func:`fit_weights`).
-    - ``majority``: the class that most members choose; equal votes are settled by the members' mean probability. The
-      value is the count of votes, which has no gradient, so an attack follows that of a surrogate: the mean of
-      sharpened probabilities, ``softmax(20 * logits / spread)``, in which a member that is sure does not count more
-      than one vote.
+    - ``majority``: the class that most members choose; equal votes are settled by the members' mean probability, which
+      counts as one more vote. The value is the log of the shares of votes, which has no gradient, so an attack follows
+      that of a surrogate: the log of the mean of sharpened probabilities, ``softmax(20 * logits / spread)``, in which
+      a member that is sure does not count more than one vote.
 
     Raises:
         UnsupportedError: for fewer than two members, or weights that do not fit.
@@ -42,7 +42,7 @@ class Ensemble(nn.Module):
         self.register_buffer("weights", torch.full((len(members),), 1 / len(members)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits ``(n, k)``; their softmax is the mean probability where ``weighted``."""
+        """Logits ``(n, k)``; their softmax is the mean probability (weighted) or the shares of votes (majority)."""
         logits = torch.stack([member(x) for member in self.members])
         match self.combination:
             case "logits":
@@ -59,13 +59,13 @@ def mixture(logits: Tensor, weights: Tensor) -> Tensor:
 
 
 def _votes(logits: Tensor) -> Tensor:
-    """Votes plus mean probability, so that a tie is settled; the gradient is the surrogate's."""
+    """Log of the shares of votes, the mean probability among them; the gradient is the surrogate's."""
     k, members = logits.shape[2], len(logits)
     spread = (logits.amax(2, keepdim=True) - logits.mean(2, keepdim=True)).detach().clamp_min(1e-12)
-    surrogate = (_SHARP * logits / spread).softmax(2).mean(0)
+    surrogate = mixture(_SHARP * logits / spread, logits.new_full((members,), 1 / members))
     with torch.no_grad():
         votes = nn.functional.one_hot(logits.argmax(2), k).to(logits.dtype).sum(0)
-        exact = (votes + logits.softmax(2).mean(0)) / (members + 1)
+        exact = ((votes + logits.softmax(2).mean(0)) / (members + 1)).clamp_min(1e-12).log()
     return surrogate + (exact - surrogate).detach()
 
 

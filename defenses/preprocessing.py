@@ -117,8 +117,8 @@ def _divergence(rows: Tensor, columns: Tensor) -> Tensor:
 class Preprocessed(nn.Module):
     """A classifier behind filters, attacked through them.
 
-    JPEG and bit depth are differentiated as if they did nothing; total variation likewise, which costs less than
-    its true gradient and breaks as much; the median by itself.
+    JPEG and bit depth are differentiated as if they did nothing; median and total variation by their own gradient,
+    which for the latter costs more but breaks more.
 
     Args:
         body: maps images ``(n, c, h, w)`` within ``bounds`` to logits.
@@ -130,7 +130,7 @@ class Preprocessed(nn.Module):
         super().__init__()
         self.body = body
         self.bounds = bounds
-        self._steps = [step if isinstance(step, Median) else BPDA(step) for step in steps]
+        self._steps = [BPDA(step) if isinstance(step, Jpeg | BitDepth) else step for step in steps]
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``(n, k)``.

@@ -25,6 +25,8 @@ from .evasion_search import module_logits
 from .metrics import by_name, percent, rate
 from .outputs import require_finite, same_predictions, spaced
 
+_LOGITS = ("clean_logits", "adv_logits", "base_clean", "base_adv")
+
 
 class Transfer(Check):
     """Attacks the original model and hands the result to the variant, as one who knows only the original would.
@@ -72,9 +74,7 @@ class Transfer(Check):
         size = self.batch_size or context.batch_size
         logits = [module_logits(model, inputs, size) for model in (target, base) for inputs in (x, x_adv)]
         require_finite(logits[0], samples)
-        tensors: dict[str, Tensor] = dict(
-            zip(("clean_logits", "adv_logits", "base_clean", "base_adv"), logits, strict=True)
-        )
+        tensors: dict[str, Tensor] = dict(zip(_LOGITS, logits, strict=True))
         evidence = context.evidence("adversarial", {"ids": ids, "labels": y, "x_adv": x_adv, **tensors})
         measured = Measured.of(y, tensors, self.norm, self.eps)
         metrics = tuple(measured.metrics())
@@ -150,9 +150,7 @@ class Measured:
 
     @classmethod
     def of(cls, y: Tensor, logits: Mapping[str, Tensor], norm: Norm, eps: float) -> Measured:
-        clean, adversarial, base_clean, base_adversarial = (
-            (logits[key].argmax(1) == y).numpy() for key in ("clean_logits", "adv_logits", "base_clean", "base_adv")
-        )
+        clean, adversarial, base_clean, base_adversarial = ((logits[key].argmax(1) == y).numpy() for key in _LOGITS)
         return cls(clean, adversarial, base_clean, base_adversarial, norm, eps)
 
     @property

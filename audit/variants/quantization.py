@@ -51,7 +51,7 @@ class QuantizationVariant(Variant):
         return Built(
             module=module,
             summary=f"{count} layers on 8-bit integers; ranges of activations {ranges}.",
-            metrics=(*_agreements(module, target.module, x), *_integer_latency(target, samples, module)),
+            metrics=(*_agreements(module, target.module, x), *_integer_footprint(target, samples, module)),
             warnings=tuple(_left_in_floats(module)),
             parameters={"quantised_layers": count},
         )
@@ -73,13 +73,17 @@ def _agreements(module: nn.Module, base: nn.Module, x: Tensor) -> tuple[Metric, 
     )
 
 
-def _integer_latency(target: Target, samples: Samples, module: nn.Module) -> tuple[Metric, ...]:
-    """Time of an answer with int8 products, beside that of the differentiable form."""
+def _integer_footprint(target: Target, samples: Samples, module: nn.Module) -> tuple[Metric, ...]:
+    """Time and memory of an answer with int8 products, beside those of the differentiable form."""
     if target.device.type != "cpu":
         return ()  # int8 products need other shapes there
     with integer_arithmetic(module):
-        (found,) = [metric for metric in footprint_metrics(target, samples, module) if metric.name == "latency_ms"]
-    return (found.model_copy(update={"name": "integer_latency_ms", "label": "Time of one answer in int8 (median)"}),)
+        found = footprint_metrics(target, samples, module)
+    return tuple(
+        metric.model_copy(update={"name": f"integer_{metric.name}", "label": f"{metric.label}, in int8"})
+        for metric in found
+        if metric.name in ("latency_ms", "peak_memory_bytes")
+    )
 
 
 def _left_in_floats(module: nn.Module) -> list[str]:

@@ -114,7 +114,7 @@ def in_ball(x: Tensor, threat: Threat, draws: int, seed: int) -> Tensor:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-@settings(max_examples=6, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     seed=st.integers(0, 10_000),
     eps=st.floats(0.0, 1.5),
@@ -189,17 +189,17 @@ def test_the_bounds_of_the_inputs_count() -> None:
 def test_no_attack_breaks_what_is_certified(norm: Norm, method: Method) -> None:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Flatten(), nn.Linear(32, 24), nn.ReLU(), nn.Linear(24, 3)).eval()
-    x = points(30).float()
+    x = points(60).float()
     with torch.no_grad():
         y = module(x).argmax(1)
     proven_anywhere = 0
     for eps in ({"linf": (0.01, 0.03), "l2": (0.04, 0.12), "l1": (0.01, 0.3)})[norm]:
         proven = certified(module, x, y, Threat(norm, eps), method)
-        broken = evaluate(PGD(steps=8), module, x, y, Threat(norm, eps)).success
+        broken = evaluate(PGD(steps=30, restarts=2), module, x, y, Threat(norm, eps)).success
         assert not (proven & broken).any()
         proven_anywhere += int(proven.sum())
         assert not certified(module, x, (y + 1) % 3, Threat(norm, eps), method).any(), "a wrong class was proven"
-    assert proven_anywhere > 3
+    assert proven_anywhere > 5
 
 
 def test_dtype_flags_and_mode_are_left_alone() -> None:

@@ -33,7 +33,10 @@ def test_combinations_do_what_they_say() -> None:
     weighted.weights.copy_(torch.tensor([0.2, 0.5, 0.3]))
     expected = sum(w * m(x).softmax(1) for w, m in zip((0.2, 0.5, 0.3), members, strict=True))
     assert torch.allclose(weighted(x).exp(), torch.as_tensor(expected))
-    assert Ensemble(members, "majority")(x).argmax(1).tolist() == [0, 0], "two unsure members outvote a sure one"
+    votes = Ensemble(members, "majority")(x)
+    assert votes.argmax(1).tolist() == [0, 0], "two unsure members outvote a sure one"
+    shares = (torch.tensor([2.0, 1.0, 0.0]) + sum(m(x)[0].softmax(0) for m in members) / 3) / 4
+    assert torch.allclose(votes.softmax(1)[0], shares, atol=1e-5)
     assert Ensemble([SURE, UNSURE], "majority")(x).argmax(1).tolist() == [1, 1], "a tie goes to the likelier class"
 
 
