@@ -13,6 +13,7 @@ import click
 
 from .commands.compare import compare
 from .commands.demo import demo
+from .commands.dp_train import dp_train
 from .commands.export import export
 from .commands.init import init
 from .commands.report import report
@@ -83,6 +84,7 @@ def main() -> None:
 for _command in (
     run,
     demo,
+    dp_train,
     init,
     validate,
     list_names,

@@ -11,7 +11,7 @@ from opacus.accountants.analysis.rdp import compute_rdp
 from ..attacks.errors import UnsupportedError
 from .accounting import Budget, epsilon, quiet
 
-_ORDERS = [1 + x / 10 for x in range(5, 100)] + list(range(11, 64))
+_ORDERS = [1.5, 1.75, *(x / 2 for x in range(4, 21)), *range(11, 20), 24, 32, 48, 63]
 
 
 @dataclass(frozen=True, slots=True)

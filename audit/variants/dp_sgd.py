@@ -145,7 +145,8 @@ class DPSGDVariant(Variant):
                 module.load_state_dict(result.module.state_dict())
         built = self._built(replace(result, module=module) if self.scope == "lora" else result, caveat)
         delete_state(kept)
-        return built
+        data = {"train_sha256": context.samples(self.train).sha256}
+        return replace(built, parameters={**built.parameters, **data})
 
     def _state_name(self, target: Target, context: Context) -> str:
         """Of the unfinished training; another training, which has steps of its own, has another name."""
