@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Iterator
-from typing import Any, get_args
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
@@ -19,7 +21,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 def listing(kind: Kind) -> list[tuple[str, str]]:
     """Name and one sentence for everything registered as ``kind``."""
-    return [(name, _summary(kind, name)) for name in registry.names(kind)]
+    return [(name, summary(kind, name)) for name in registry.names(kind)]
 
 
 def metrics() -> list[tuple[str, str]]:
@@ -42,28 +44,47 @@ def description(name: str) -> str:
         raise SpecError(
             registry.unknown("check, attack or defense", name, [n for k in KINDS for n in registry.names(k)])
         )
-    return "\n\n".join("\n".join(_describe(kind, name, registry.load(kind, name))) for kind in kinds)
+    return "\n\n".join("\n".join(_describe(kind, name)) for kind in kinds)
 
 
-def _describe(kind: Kind, name: str, cls: Any) -> Iterator[str]:
-    title = getattr(cls, "title", "")
-    yield f"{kind.removesuffix('s')} {name}" + (f": {title}" if title else "")
-    if getattr(cls, "question", ""):
-        yield cls.question
-    yield ""
-    yield inspect.getdoc(cls) or ""
-    yield from _section("Options", [*_fields(cls)])
-    yield from _section("Metrics", [f"{key}: {text}" for key, text in getattr(cls, "metrics", {}).items()])
-    yield from _section("Needs", sorted(getattr(cls, "requires", ())) if kind == "checks" else [])
-    yield from _section("Examines", sorted(getattr(cls, "modalities", ())))
-    yield from _section("Norms", list(getattr(cls, "norms", ())) if kind == "attacks" else [])
-    yield from _section("Cost", [cls.cost] if getattr(cls, "cost", "") else [])
-    yield from _section("References", list(getattr(cls, "references", ())))
-    yield from _section("Standards", list(getattr(cls, "standards", ())))
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One part of a description; the docstring has no title, the first part is title and question."""
+
+    title: str
+    lines: list[str]
 
 
-def _section(title: str, lines: list[str]) -> list[str]:
-    return ["", f"{title}:", *(f"  {line}" for line in lines)] if lines else []
+def sections(kind: Kind, name: str) -> list[Section]:
+    """Everything there is to say of one registered thing, in parts.
+
+    Raises:
+        SpecError: for an unknown name.
+    """
+    cls = registry.load(kind, name)
+    head = [getattr(cls, "title", "") or name, *filter(None, [getattr(cls, "question", "")])]
+    return [
+        Section("Title", head),
+        Section("", (inspect.getdoc(cls) or "").splitlines()),
+        Section("Options", [*_fields(cls)]),
+        Section("Metrics", [f"{key}: {text}" for key, text in getattr(cls, "metrics", {}).items()]),
+        Section("Needs", sorted(getattr(cls, "requires", ())) if kind == "checks" else []),
+        Section("Examines", sorted(getattr(cls, "modalities", ()))),
+        Section("Norms", list(getattr(cls, "norms", ())) if kind == "attacks" else []),
+        Section("Cost", [cls.cost] if getattr(cls, "cost", "") else []),
+        Section("References", list(getattr(cls, "references", ()))),
+        Section("Standards", list(getattr(cls, "standards", ()))),
+    ]
+
+
+def _describe(kind: Kind, name: str) -> Iterator[str]:
+    head, documentation, *others = sections(kind, name)
+    title, *question = head.lines
+    yield f"{kind.removesuffix('s')} {name}" + (f": {title}" if title != name else "")
+    yield from (*question, "", *documentation.lines)
+    for section in others:
+        if section.lines:
+            yield from ("", f"{section.title}:", *(f"  {line}" for line in section.lines))
 
 
 def _fields(cls: Any) -> Iterator[str]:
@@ -86,17 +107,32 @@ def _value(value: Any) -> str:
         return "none"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:.6g}"
     return str(list(value)) if isinstance(value, tuple) else str(value) if value != "" else "empty"
 
 
 def _type(annotation: Any) -> str:
-    text = annotation if isinstance(annotation, str) else None
-    if text is None:
-        text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
-    return text.replace("typing.", "").replace("NoneType", "none").replace("None", "none")
+    """A type as a person writes it: choices by their values, without what validates them."""
+    if isinstance(annotation, str):
+        return annotation.replace("None", "none")
+    origin, inside = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _type(inside[0])
+    if origin is Literal:
+        return " | ".join(str(value).lower() if isinstance(value, bool) else str(value) for value in inside)
+    if origin in (Union, UnionType):
+        return " | ".join(dict.fromkeys(_type(part) for part in inside))
+    if origin in (Mapping, dict):
+        return f"mapping of {_type(inside[0])} to {_type(inside[1])}"
+    if origin is not None:
+        parts = [_type(part) for part in inside if part is not Ellipsis]
+        return f"list of {parts[0]}" if len(inside) == 2 and inside[1] is Ellipsis else f"[{', '.join(parts)}]"
+    return "none" if annotation in (None, type(None)) else getattr(annotation, "__name__", str(annotation))
 
 
-def _summary(kind: Kind, name: str) -> str:
+def summary(kind: Kind, name: str) -> str:
+    """One sentence, or why it cannot be loaded."""
     cls = _loaded(kind, name)
     if isinstance(cls, str):
         return cls

@@ -12,8 +12,21 @@ import click
 @click.option("--weights", help="Its weights, a .safetensors or weights-only .pt file.")
 @click.option("--data", required=True, help="Samples to audit on: .npz, or a folder with one sub-folder per class.")
 @click.option("--train", help="What the model was trained on; adds the membership check.")
-@click.option("--modality", type=click.Choice(["image", "tabular"]), default="image", show_default=True)
-@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("audit.yaml"), show_default=True)
+@click.option(
+    "--modality",
+    type=click.Choice(["image", "tabular"]),
+    default="image",
+    show_default=True,
+    help="What the model takes: pictures, or rows of a table.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("audit.yaml"),
+    show_default=True,
+    help="The spec to write.",
+)
 @click.option("--force", is_flag=True, help="Overwrite an existing file.")
 def init(
     model: str, weights: str | None, data: str, train: str | None, modality: str, output: Path, force: bool
