@@ -24,7 +24,7 @@ name: inference
 model: {factory: model.py:build, weights: model.safetensors}
 data: {source: test.npz}
 """
-ADVERSARIAL = "adversarial_training: {id: adversarial, train: train.npz, method: pgd, norm: linf, eps: 0.1, epochs: 10}"
+ADVERSARIAL = "adversarial_training: {id: adversarial, train: train.npz, method: fast, norm: linf, eps: 0.1, epochs: 10}"
 PARTS = {
     "compression": f"""checks:
   - performance

@@ -56,11 +56,16 @@ def of_layer(layer: nn.Module, name: str) -> Operation:
             return max_pool(name, layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.ceil_mode)
     if isinstance(layer, _SAME):
         return Affine(_same, _same, _same_back)
-    if isinstance(layer, _NONNEGATIVE):
+    if isinstance(layer, _NONNEGATIVE) and not _across_samples(layer):
         return nonnegative(layer)
-    if isinstance(layer, _MONOTONE):
+    if isinstance(layer, _MONOTONE) and getattr(layer, "alpha", 1) > 0:
         return Monotone(type_checked(layer))
     raise unsupported(f"{name} ({type(layer).__name__})")
+
+
+def _across_samples(layer: nn.Module) -> bool:
+    first = getattr(layer, "start_dim", getattr(layer, "dim", 1))
+    return not (isinstance(first, int) and first > 0)
 
 
 def unsupported(what: str) -> UnsupportedError:

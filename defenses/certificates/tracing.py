@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +21,6 @@ _FUNCTIONS: dict[Any, Callable[[], Operation]] = {
     torch.sigmoid: lambda: Monotone(torch.sigmoid),
     torch.tanh: lambda: Monotone(torch.tanh),
     functional.relu6: lambda: Monotone(functional.relu6),
-    functional.dropout: lambda: nonnegative(lambda x: x),
 }
 _METHODS: dict[str, Callable[[], Operation]] = {
     "relu": lambda: Rectifier(0.0),
@@ -157,7 +157,11 @@ class _Reader:
         if simple is not None:
             return simple()
         if target is functional.leaky_relu:
-            return Rectifier(float(arguments[0] if arguments else options.get("negative_slope", 0.01)))
+            slope = float(arguments[0] if arguments else options.get("negative_slope", 0.01))
+            if 0 <= slope <= 1:
+                return Rectifier(slope)
+        if target is functional.dropout and not (arguments[1] if len(arguments) > 1 else options.get("training", True)):
+            return nonnegative(lambda x: x)
         if target is functional.max_pool2d:
             options.pop("return_indices", None)
             return _pooled(node, *arguments, **options)
@@ -181,7 +185,7 @@ class _Reader:
         batch, rest = shape[0], shape[1:]
         by_size = isinstance(batch, fx.Node) and self.constants.get(batch) is _SIZE
         if (by_size or (batch == -1 and -1 not in rest)) and rest and all(isinstance(side, int) for side in rest):
-            return nonnegative(lambda x: x.reshape(len(x), *rest))
+            return nonnegative(lambda x: _reshaped(x, rest, node.name))
         raise unsupported(f"{node.name} ({node.target} to {shape})")
 
 
@@ -193,9 +197,19 @@ def _pooled(
 
 def _mean(node: fx.Node, dim: Any = None, keepdim: bool = False) -> Affine:
     dims = (dim,) if isinstance(dim, int) else tuple(dim or ())
-    if not dims or 0 in dims:
-        raise unsupported(f"{node.name} (mean over the batch)")
-    return nonnegative(lambda x: x.mean(dims, keepdim=keepdim))
+
+    def mean(x: Tensor) -> Tensor:
+        if not dims or any(one % x.dim() == 0 for one in dims):
+            raise unsupported(f"{node.name} (mean over the batch)")
+        return x.mean(dims, keepdim=keepdim)
+
+    return nonnegative(mean)
+
+
+def _reshaped(x: Tensor, rest: tuple[Any, ...], name: str) -> Tensor:
+    if -1 not in rest and math.prod(rest) != x[0].numel():
+        raise unsupported(f"{name} (a reshaping across samples)")
+    return x.reshape(len(x), *rest)
 
 
 def _is_size(node: fx.Node) -> bool:

@@ -215,6 +215,23 @@ class Branching(nn.Module):
         return x.flatten(1)[:, :3] if x.sum() > 0 else x.flatten(1)[:, 3:6]
 
 
+class Across(nn.Module):
+    """Things that look harmless and mix samples, or are random."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what = what
+
+    def forward(self, x: Tensor) -> Tensor:
+        match self.what:
+            case "mean":
+                return x.flatten(1).mean(-2)
+            case "view":
+                return x.view(-1, 16)
+            case _:
+                return functional.dropout(x.flatten(1))
+
+
 class Product(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x.flatten(1)[:, :3] if False else x.flatten(1)
@@ -227,6 +244,11 @@ class Product(nn.Module):
         (nn.Sequential(nn.Flatten(), nn.Linear(32, 3), nn.GELU()), "GELU"),
         (nn.Sequential(nn.Flatten(), nn.Linear(32, 3), nn.LayerNorm(3)), "LayerNorm"),
         (nn.Sequential(nn.MaxPool2d(2, ceil_mode=True), nn.Flatten()), "ceil_mode"),
+        (nn.Sequential(nn.Flatten(0), nn.Linear(32, 3)), "Flatten"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(32, 3), nn.ELU(alpha=-1.0)), "ELU"),
+        (Across("mean"), "mean over the batch"),
+        (Across("view"), "reshaping across samples"),
+        (Across("dropout"), "dropout"),
         (Branching(), "cannot be traced"),
         (Product(), "product of two results"),
     ],
