@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import truediv
 from pathlib import Path
 from typing import TypeVar
 
@@ -29,6 +30,7 @@ from auditorch.attacks.attack import Attack
 from auditorch.attacks.engine import evaluate
 from auditorch.attacks.evasion.auto import Auto
 from auditorch.attacks.evasion.pgd import PGD
+from auditorch.attacks.models import attacking
 from auditorch.attacks.threat import Threat
 from auditorch.defenses.adversarial_training import AdversarialLoss, OnAdversarial, RobustLoss, fast, training_pgd
 from auditorch.defenses.augmentation import Augment, RandomFlip
@@ -301,7 +303,7 @@ class Both:
 
 
 def students(data: Data, options: argparse.Namespace) -> None:
-    """A student twenty times smaller, with and without a teacher, on a sixth of the labels."""
+    """A student ninety times smaller, with and without a teacher, on a sixth of the labels."""
     del options
     header("students", "student", "parameters", "test", "agrees with the teacher")
     teacher = small_cnn()
@@ -366,28 +368,32 @@ class Counted:
 
 
 def cost(data: Data, options: argparse.Namespace) -> None:
-    """Processor time of an epoch against (steps + 1) bare epochs, in turns with ART's trainer."""
+    """Processor time of an epoch against (steps + 1) bare training epochs and against the bare passes, in turns.
+
+    A training pass needs no gradient of its input, an attack's needs no gradient of the weights; which costs more
+    depends on the network. The bare passes are ``steps`` with input gradients and one with weight gradients.
+    """
     del options
     steps = 7
     x, y = data.x[:768], data.y[:768]
-    header("cost", f"{steps} steps, batch 128", "demo network", "", "cnn", "")
-    print("| | seconds | ratio to floor | seconds | ratio to floor |\n|---|---|---|---|---|")
+    header("cost", f"{steps} steps, batch 128", *("seconds", "to training epochs", "to bare passes") * 2)
     cells: dict[str, list[str]] = {}
     for make in (fresh, small_cnn):
         runs: dict[str, list[float]] = {}
-        for _ in range(5):
-            floor = timed(lambda make=make: bare_epoch(make(), x, y))[1] * (steps + 1)
-            runs.setdefault("(steps + 1) bare training epochs", []).append(floor)
+        for _ in range(3):
+            plain = timed(lambda make=make: bare_epoch(make(), x, y))[1]
+            passes = plain + steps * timed(lambda make=make: bare_attack(make(), x, y))[1]
+            runs.setdefault("(steps + 1) bare training epochs", []).append((steps + 1) * plain)
+            runs.setdefault("bare passes", []).append(passes)
             for name, objective in costed(steps).items():
                 config = TrainingConfig(epochs=1, batch_size=128)
-                module = make()
-                seconds = timed(lambda m=module, c=config, o=objective: fit(m, x, y, config=c, objective=o))[1]
-                runs.setdefault(name, []).append(seconds)
+                work = partial(fit, make(), x, y, config=config, objective=objective)
+                runs.setdefault(name, []).append(timed(work)[1])
             runs.setdefault("ART's AdversarialTrainerMadryPGD", []).append(art_epoch(make(), x, y, steps))
-        floors = runs["(steps + 1) bare training epochs"]
+        plains, passes = list(runs.values())[:2]
         for name, times in runs.items():
-            ratio = statistics.median(time / floor for time, floor in zip(times, floors, strict=True))
-            cells.setdefault(name, []).extend([f"{statistics.median(times):.2f}", f"{ratio:.2f}"])
+            ratios = [statistics.median(map(truediv, times, floor)) for floor in (plains, passes)]
+            cells.setdefault(name, []).extend([f"{statistics.median(times):.2f}", *(f"{r:.2f}" for r in ratios)])
     for name, values in cells.items():
         line(name, *values)
 
@@ -410,6 +416,14 @@ def bare_epoch(module: nn.Module, x: Tensor, y: Tensor) -> None:
         optimizer.zero_grad()
         cross_entropy(module(x[rows]), y[rows]).backward()
         optimizer.step()
+
+
+def bare_attack(module: nn.Module, x: Tensor, y: Tensor) -> None:
+    """Forward and backward to the input of every batch, and nothing else."""
+    with attacking(module):
+        for rows in torch.randperm(len(x)).split(128):
+            leaf = x[rows].requires_grad_()
+            torch.autograd.grad(cross_entropy(module(leaf), y[rows], reduction="sum"), leaf)
 
 
 def art_epoch(module: nn.Module, x: Tensor, y: Tensor, steps: int) -> float:
@@ -495,9 +509,7 @@ def percent(value: float) -> str:
 
 
 def header(section: str, *columns: str) -> None:
-    print(f"### {section}\n")
-    if section != "cost":
-        print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
+    print(f"### {section}\n\n| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
 
 
 def line(*cells: object) -> None:
