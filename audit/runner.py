@@ -27,6 +27,7 @@ from .hashing import source_sha256
 from .loading.model import describe_target, load
 from .output import write_outputs
 from .plan import Plan, make_plan, missing_for
+from .privacy_curve import with_privacy_curve
 from .progress import Display, Silent, Step
 from .reload import reload_variant
 from .samples import Samples
@@ -128,7 +129,7 @@ class Run:
 
     def record(self, began: float, *, interrupted: bool) -> AuditRecord:
         """The record of what was found."""
-        variants = with_changes(self._variant_records(), self._cache.directory)
+        variants = with_privacy_curve(with_changes(self._variant_records(), self._cache.directory))
         gates = tuple(self._judged(parsed, gate.confidence, variants) for parsed, gate in self._plan.gates)
         computing = sum(variant.seconds + sum(result.seconds for result in variant.results) for variant in variants)
         raw = dict(self._spec.raw)

@@ -170,14 +170,13 @@ class PrivateRun:
     def step(self) -> None:
         """One noisy step on a fresh sample, some records at a time so that their gradients fit in memory."""
         index = self.draw()
-        noise = self.streams.generator("noise", self.state.steps, self.device)
-        self._begin_sums(noise)
+        self._begin_sums(self.streams.generator("noise", self.state.steps, self.device))
         with self._random_layers():
             for part in self.ranks.share(index).split(max(1, self.physical // self.config.views)):
                 if len(part):
                     self._accumulate(part)
         self.state.empty += not len(index)
-        self._finish_sums(noise)
+        self._finish_sums()
         for parameter, total in zip(self.parameters, self.sums, strict=True):
             parameter.grad = total.to(parameter.dtype)
         self._set_lr()
@@ -196,18 +195,18 @@ class PrivateRun:
         else:
             self.flat.normal_(0, size, generator=generator)
 
-    def _finish_sums(self, generator: torch.Generator) -> None:
+    def _finish_sums(self) -> None:
         self.ranks.add_up(self.flat)
         if self.clipping.name == "adaptive":
             count = torch.tensor(self.clipping.shorter, dtype=torch.float64)
             if self.ranks.count > 1:
                 count = count.to(self.device, torch.float32)
                 self.ranks.add_up(count)
-            extra = torch.randn((), generator=generator, device=self.device)
-            self.clipping.adapt(extra, count)
+            # Of its own stream: the processes that put in no noise must draw the same number.
+            self.clipping.adapt(torch.randn((), generator=self.streams.generator("count", self.state.steps)), count)
 
     def _accumulate(self, part: Tensor) -> None:
-        logits, y, gradients = self._gradients(part)
+        logits, losses, y, gradients = self._gradients(part)
         finite = gradients.squared_norms.sum(0).isfinite()
         if not bool(finite.all()):
             # Not even clipping bounds such a record: leave it out, as if its gradient were 0.
@@ -220,9 +219,9 @@ class PrivateRun:
         scale = 1 / self.config.batch_size
         scaled = {id(weight): weight * scale for weight in weights}
         gradients.add_to(self.sums, [scaled[id(weight)] for weight in weights])
-        self._count(part, logits, y, shortened)
+        self._count(part, logits, losses, y, shortened)
 
-    def _gradients(self, part: Tensor) -> tuple[Tensor, Tensor, RecordGradients]:
+    def _gradients(self, part: Tensor) -> tuple[Tensor, Tensor, Tensor, RecordGradients]:
         views = self.config.views
         x, y = self.task.x[part].to(self.device), self.task.y[part].to(self.device)
         if views > 1:
@@ -237,14 +236,14 @@ class PrivateRun:
             losses = self.task.loss(logits, y)
             if losses.shape != (len(y),):
                 raise UnsupportedError(f"the loss gives {tuple(losses.shape)} for {len(y)} rows: one number a row")
-            return logits, y, self.tape.gradients(losses.sum() / views)
+            return logits, losses.detach(), y, self.tape.gradients(losses.sum() / views)
 
     @torch.no_grad()
-    def _count(self, part: Tensor, logits: Tensor, y: Tensor, shortened: Tensor) -> None:
+    def _count(self, part: Tensor, logits: Tensor, losses: Tensor, y: Tensor, shortened: Tensor) -> None:
         state, views = self.state, self.config.views
         state.clipped += int(shortened.sum())
         state.drawn += len(part)
-        state.loss += float(self.task.loss(logits.detach(), y).double().sum()) / views
+        state.loss += float(losses.double().sum()) / views
         if logits.ndim == 2 and y.ndim == 1:
             state.correct += float((logits.argmax(1) == y).sum()) / views
         state.records += len(part)
@@ -289,7 +288,7 @@ class PrivateRun:
                 index = torch.arange(min(count, len(self.task.y)))
                 augment, self.task = self.task, Task(self.task.x, self.task.y, self.task.loss)
                 try:
-                    _, _, gradients = self._gradients(index)
+                    *_, gradients = self._gradients(index)
                     self._compare(index, gradients)
                 finally:
                     self.task = augment

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-Purpose = Literal["sampling", "noise", "dropout", "augmentation"]
+Purpose = Literal["sampling", "noise", "count", "dropout", "augmentation"]
 
 _STATE_OFFSET = 24
 _STATE_WORDS = 624

@@ -45,6 +45,10 @@ def single(project: Path, gate: str = ">= 0.01") -> Path:
     return path
 
 
+def card_epsilon(output: Path, target: int) -> float:
+    return json.loads((output / f"dp_sgd-eps{target}" / "card.json").read_text())["guarantee"]["epsilon"]
+
+
 def test_weights_card_and_audit_of_each_budget(trained: tuple[Path, Result]) -> None:
     output, result = trained
     assert result.exit_code == 0, result.output + result.stderr
@@ -75,6 +79,9 @@ def test_weights_card_and_audit_of_each_budget(trained: tuple[Path, Result]) -> 
         assert f"{guarantee['epsilon']:.6g}" in text
         assert card["sha256"]["training_data"] in text
         assert any("known seed" in warning for warning in card["warnings"])
+    figures = {chart["id"]: chart for chart in audited["dp_sgd-eps8"]["figures"]}
+    curve = figures["privacy_utility"]["lines"][0]
+    assert curve["x"] == [card_epsilon(output, target) for target in (2, 8)]
     noise = [json.loads((output / f"dp_sgd-eps{e}" / "card.json").read_text())["mechanism"] for e in (2, 8)]
     assert noise[0]["noise_multiplier"] > noise[1]["noise_multiplier"]
 

@@ -55,10 +55,10 @@ import test_resume
 from auditorch.privacy.private_run import PrivateRun
 from auditorch.privacy.dp_sgd import DPConfig
 finish = PrivateRun._finish_sums
-def dying(self, generator):
+def dying(self):
     if self.state.steps == {at}:
         os.kill(os.getpid(), signal.SIGKILL)
-    finish(self, generator)
+    finish(self)
 PrivateRun._finish_sums = dying
 test_resume.train({config!r}, test_resume.Path({str(path)!r}), {every})
 """
@@ -89,10 +89,10 @@ def test_steps_before_the_first_state_count_too(
     path, config = tmp_path / "run.safetensors", replace(CONFIG, seed=seed)
     finish = PrivateRun._finish_sums
 
-    def interrupted(run: PrivateRun, generator: torch.Generator) -> None:
+    def interrupted(run: PrivateRun) -> None:
         if run.state.steps == 2:
             raise KeyboardInterrupt
-        finish(run, generator)
+        finish(run)
 
     with monkeypatch.context() as patch:
         patch.setattr(PrivateRun, "_finish_sums", interrupted)
