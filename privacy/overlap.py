@@ -146,7 +146,7 @@ def row_matches(test: Floats, train: Floats, threshold: float = 0.05) -> list[Ma
     scaled = [rows / np.where(spread > 0, spread, 1.0) for rows in (test, train)]
     tree = KDTree(scaled[1])
     usual = _usual_distance(tree, scaled[1])
-    distances, places = tree.query(scaled[0])
+    distances, places = (np.asarray(found) for found in tree.query(scaled[0]))
     same = exact_matches(test, train)
     found = []
     for i, (distance, place) in enumerate(zip(distances / usual, places, strict=True)):
@@ -160,7 +160,7 @@ def row_matches(test: Floats, train: Floats, threshold: float = 0.05) -> list[Ma
 def _usual_distance(tree: KDTree, rows: Floats, most: int = 2000) -> float:
     """Median distance of distinct training rows to the nearest other; 1 where all are the same."""
     some = rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(np.int64)]
-    distances = tree.query(some, k=2)[0][:, 1] if len(rows) > 1 else np.zeros(1)
+    distances = np.asarray(tree.query(some, k=2)[0])[:, 1] if len(rows) > 1 else np.zeros(1)
     apart = distances[distances > 0]
     return float(np.median(apart)) if len(apart) else 1.0
 

@@ -54,7 +54,7 @@ def test_an_attack_is_a_frozen_dataclass_with_its_paper(name: str) -> None:
         ("checks", "evason", "unknown check 'evason'. Did you mean 'evasion'?"),
         ("attacks", "pdg", "unknown attack 'pdg'. Did you mean 'pgd'?"),
         ("defenses", "dpsgd", "unknown defense 'dpsgd'. Did you mean 'dp_sgd'?"),
-        ("checks", "zzzzzzzz", "Known: attribution, "),
+        ("checks", "zzzzzzzz", "Known: attribut"),
     ],
 )
 def test_an_unknown_name_is_answered_with_the_nearest(kind: registry.Kind, name: str, message: str) -> None:
