@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
 import re
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..attacks.errors import AuditError
 
@@ -36,10 +37,13 @@ class Checkpoint:
     Args:
         path: the file; its folder is made.
         every: seconds between two saves; 0 saves after each step.
+        key: what else the weights depend on, such as the hash of the data: of the inputs the file itself only knows the
+            first and last few.
     """
 
     path: Path
     every: float = 30.0
+    key: str = ""
 
     @property
     def last_good(self) -> Path:
@@ -123,14 +127,29 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
 
 
 def fingerprint(*parts: object) -> str:
-    """Hash of what a training depends on: tensors by dtype, shape and bytes, anything else by its ``repr`` without
-    memory addresses."""
+    """Hash of what a training depends on: tensors by dtype, shape and bytes, modules by their tensors, dataclasses by
+    their fields, anything else by its ``repr`` without memory addresses."""
     digest = hashlib.sha256()
     for part in parts:
-        if isinstance(part, Tensor):
-            digest.update(f"{part.dtype}{tuple(part.shape)}".encode())
-            digest.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        else:
-            digest.update(re.sub(r" at 0x[0-9a-f]+", "", repr(part)).encode())
-        digest.update(b"\0")
+        for piece in _pieces(part):
+            digest.update(piece + b"\0")
     return digest.hexdigest()
+
+
+def _pieces(part: object) -> Iterator[bytes]:
+    if isinstance(part, Tensor):
+        yield f"{part.dtype}{tuple(part.shape)}".encode()
+        yield part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    elif isinstance(part, nn.Module):
+        yield type(part).__qualname__.encode()
+        for name, tensor in part.state_dict().items():
+            yield name.encode()
+            yield from _pieces(tensor)
+    elif dataclasses.is_dataclass(part) and not isinstance(part, type):
+        yield type(part).__qualname__.encode()
+        for field in dataclasses.fields(part):
+            if field.repr:
+                yield field.name.encode()
+                yield from _pieces(getattr(part, field.name))
+    else:
+        yield re.sub(r" at 0x[0-9a-f]+", "", repr(part)).encode()

@@ -92,7 +92,7 @@ def fit(
         raise UnsupportedError(f"{len(x)} inputs and {len(y)} labels: both must be the same number above 0")
     if config.patience is not None and validate is None:
         raise UnsupportedError("patience needs validate: there is no score to wait for")
-    identity = _identity(module, x, y, config, objective, augment) if checkpoint else ""
+    identity = _identity(module, x, y, config, objective, augment, checkpoint.key) if checkpoint else ""
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
     with torch.enable_grad(), training_scope(module, config.scope) as parameters, torch.random.fork_rng(devices):
         run = _Run(module, parameters, x, y, config, objective or CrossEntropy(), augment, on_samples)
@@ -315,6 +315,5 @@ def _epoch_seed(seed: int, epoch: int) -> int:
 def _identity(module: nn.Module, x: Inputs, y: Tensor, *settings: object) -> str:
     """Hash of what the weights depend on; of the inputs the first and last few stand for all."""
     ends = torch.cat([torch.arange(len(y))[:8], torch.arange(len(y))[-8:]])
-    state = [part for name, tensor in module.state_dict().items() for part in (name, tensor)]
     versions = (torch.__version__, torch.get_num_threads(), next(module.parameters()).device.type)
-    return fingerprint(*state, len(x), x[ends], y, *settings, versions)
+    return fingerprint(module, len(x), x[ends], y, *settings, versions)

@@ -21,6 +21,7 @@ from ...defenses.scope import HeadScheme, Part, Scope, reset_head
 from ...defenses.training import Guard, History, TrainingConfig, Validate, fit
 from ...defenses.validation import Accuracy, hold_out
 from ...reports.record import Chart, Line, Metric
+from ..cache import stable_hash
 from ..checks.base import Context
 from ..samples import Inputs, Samples
 from ..target import Encode, Target
@@ -147,9 +148,13 @@ class TrainingVariant(Variant):
             validate=validate,
             guard=guard,
             on_samples=context.progress.advance,
-            checkpoint=Checkpoint(context.scratch("training.safetensors")),
+            checkpoint=Checkpoint(context.scratch("training.safetensors"), key=self._key(target, context)),
         )
         return Taught(module.eval(), history)
+
+    def _key(self, target: Target, context: Context) -> str:
+        """What the weights depend on besides what the loop sees."""
+        return stable_hash([target.sha256, context.samples(self.train).sha256, self.model_dump(mode="json")])
 
     def _scope(self, seed: int) -> Scope:
         if self.scope == "lora":

@@ -26,7 +26,7 @@ from auditorch.audit.spec import load_spec
 from auditorch.audit.variants import training
 from auditorch.defenses.checkpoint import Checkpoint
 
-training.Checkpoint = lambda path: Checkpoint(path, every=0)
+training.Checkpoint = lambda path, key: Checkpoint(path, 0, key)
 
 class Kills(Silent):
     done = 0

@@ -259,7 +259,7 @@ def test_a_killed_variant_goes_on_from_its_checkpoint(tmp_path: Path, monkeypatc
             if self.done >= 500:
                 raise Killed
 
-    monkeypatch.setattr("auditorch.audit.variants.training.Checkpoint", lambda path: Checkpoint(path, every=0))
+    monkeypatch.setattr("auditorch.audit.variants.training.Checkpoint", lambda path, key: Checkpoint(path, 0, key))
     whole = build(REGULAR.model_copy(update={"epochs": 3}), tmp_path / "whole")
     variant = REGULAR.model_copy(update={"epochs": 3})
     where = FakeContext(tmp_path / "run", variant="variant", sources={"train": TRAIN}, progress=Kills())

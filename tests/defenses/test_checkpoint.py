@@ -13,6 +13,7 @@ from auditorch.defenses import checkpoint as checkpoints
 from auditorch.defenses.augmentations.features import GaussianNoise
 from auditorch.defenses.checkpoint import Checkpoint, fingerprint
 from auditorch.defenses.config import TrainingConfig
+from auditorch.defenses.distillation import Distillation
 from auditorch.defenses.free import FreeLoss
 from auditorch.defenses.history import DivergedError, History
 from auditorch.defenses.mixing import Mixup
@@ -161,6 +162,14 @@ def test_files_of_other_trainings_and_damaged_ones_are_not_used(tmp_path: Path) 
     file = tmp_path / "run.safetensors"
     with pytest.raises(Killed):
         train(FULL, "", file, kill_after=6)
+    before = file.read_bytes()
+    for key in ("", "other data"):
+        seen: list[int] = []
+        file.write_bytes(before)
+        settings = {"config": FULL, "objective": objective(""), "augment": GaussianNoise(0.02)}
+        fit(network(), X, Y, **settings, on_samples=seen.append, checkpoint=Checkpoint(file, 0, key))  # pyright: ignore
+        assert (seen[0] > 32) == (key == ""), "the key decides whose file it is"
+    file.write_bytes(before)
     other = replace(FULL, lr=0.01)
     assert torch.equal(state(train(other, "", file)[0]), state(train(other)[0]))
     for content in (b"", b"nonsense" * 100):
@@ -210,3 +219,9 @@ def test_fingerprint_sees_values_and_settings_but_no_addresses() -> None:
     assert fingerprint(x, 1) == fingerprint(x.clone(), 1)
     assert len({fingerprint(x, 1), fingerprint(x + 1, 1), fingerprint(x, 2), fingerprint(x.view(2, 3), 1)}) == 4
     assert fingerprint(Thing()) == fingerprint(Thing())
+    teachers = [Distillation(network()), Distillation(network()), Distillation(network().requires_grad_(False))]
+    with torch.no_grad():
+        teachers[2].teacher.get_parameter("0.weight").add_(1)
+    assert fingerprint(teachers[0]) == fingerprint(teachers[1])
+    assert fingerprint(teachers[0]) != fingerprint(teachers[2]), "another teacher, another training"
+    assert fingerprint(FreeLoss(Threat("linf", 0.1))) != fingerprint(FreeLoss(Threat("linf", 0.2)))
