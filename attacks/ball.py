@@ -51,6 +51,9 @@ def unit(gradient: Tensor, norm: Norm) -> Tensor:
     if norm == "linf":
         return gradient.sign()
     flat = gradient.flatten(1)
+    length = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
+    if not flat.is_cuda and bool((length > 1e-12).all()):
+        return (flat / length).view_as(gradient)
     # Dividing by the largest entry first keeps the squares of tiny gradients from underflowing.
     flat = flat / flat.abs().amax(1, keepdim=True).clamp_min(torch.finfo(flat.dtype).tiny)
     return (flat / flat.norm(dim=1, keepdim=True).clamp_min(1e-12)).view_as(gradient)

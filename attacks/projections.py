@@ -72,13 +72,22 @@ def project_l2_box(x_adv: Tensor, x: Tensor, eps: float, low: float, high: float
     origin = x.flatten(1)
     size = delta.abs()
     room = torch.where(delta > 0, high - origin, origin - low).clamp_min(0)
-    scale = (eps / size.norm(dim=1, keepdim=True).clamp_min(1e-12)).clamp_max(1)
+    scale = (eps / _length(size).clamp_min(1e-12)).clamp_max(1)
     for _ in range(L2_ROUNDS):
-        full = size * scale > room
-        given = torch.where(full, room, 0).square().sum(1, keepdim=True)
-        free = torch.where(full, 0, size).square().sum(1, keepdim=True)
-        scale = torch.maximum(scale, ((eps**2 - given).clamp_min(0) / free.clamp_min(1e-30)).sqrt().clamp_max(1))
+        wanted = size * scale
+        full = wanted > room
+        left = (eps**2 - _length(room * full).square()).clamp_min(0).sqrt()
+        free = _length(wanted.masked_fill_(full, 0)) / scale.clamp_min(1e-30)
+        longer = torch.maximum(scale, (left / free.clamp_min(1e-15)).clamp_max(1))
+        settled = not scale.is_cuda and bool((longer <= 1.0001 * scale).all())
+        scale = longer
+        if settled:
+            break
     return torch.clamp(x + (delta * scale).view_as(x), low, high)
+
+
+def _length(flat: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(flat, dim=1, keepdim=True)
 
 
 def steepest_corner(x: Tensor, gradient: Tensor, norm: str, eps: float, bounds: tuple[float, float]) -> Tensor:

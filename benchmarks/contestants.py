@@ -190,6 +190,8 @@ def square(queries: int, norm: Norm) -> Callable[[], Iterator[Contestant]]:
 
     def contestants() -> Iterator[Contestant]:
         yield ours(Square(queries))
+        if peer("art"):
+            yield Contestant("ART", lambda problem: _art_square(problem, queries))
         if norm != "l1" and (lib := peer("torchattacks")):
             yield batched("torchattacks", lambda p, lib=lib: _torchattacks_square(lib, p, queries))
         if lib := peer("autoattack.square"):
@@ -199,16 +201,19 @@ def square(queries: int, norm: Norm) -> Callable[[], Iterator[Contestant]]:
 
 
 def carlini_wagner(steps: int) -> Callable[[], Iterator[Contestant]]:
-    """C&W l2 with the given gradient steps in all: ours in five rounds, the peers with a single constant."""
+    """C&W l2 with the given gradient steps in all, in five rounds from a constant of 1 (torchattacks has one round)."""
+    rounds = 5
 
     def contestants() -> Iterator[Contestant]:
-        yield ours(CarliniWagner(steps=steps // 5, binary_search_steps=5))
+        yield ours(CarliniWagner(steps=steps // rounds, binary_search_steps=rounds))
+        if peer("art"):
+            yield Contestant("ART", lambda problem: _art_cw(problem, steps // rounds, rounds))
         if lib := peer("adv_lib.attacks"):
-            yield batched("adv-lib", lambda p, lib=lib: _adv_lib_cw(lib, p, steps))
+            yield batched("adv-lib", lambda p, lib=lib: _adv_lib_cw(lib, p, steps // rounds, rounds))
         if lib := peer("foolbox"):
-            yield batched("foolbox", lambda p, lib=lib: _foolbox_cw(lib, p, steps))
+            yield batched("foolbox", lambda p, lib=lib: _foolbox_cw(lib, p, steps // rounds, rounds))
         if lib := peer("torchattacks"):
-            yield batched("torchattacks", lambda p, lib=lib: lib.CW(p.model, steps=steps))
+            yield batched("torchattacks", lambda p, lib=lib: lib.CW(p.model, c=1, steps=steps))
 
     return contestants
 
@@ -347,14 +352,45 @@ def reference_autoattack(lib: Any, problem: Problem) -> Tensor:
     return attack.run_standard_evaluation(problem.x, problem.y, bs=problem.batch_size)
 
 
-def _adv_lib_cw(lib: Any, problem: Problem, steps: int) -> Callable[[Tensor, Tensor], Tensor]:
-    return lambda x, y: lib.carlini_wagner_l2(problem.model, x, y, max_iterations=steps, binary_search_steps=1)
+def _adv_lib_cw(lib: Any, problem: Problem, steps: int, rounds: int) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda x, y: lib.carlini_wagner_l2(
+        problem.model, x, y, max_iterations=steps, binary_search_steps=rounds, initial_const=1.0
+    )
 
 
-def _foolbox_cw(lib: Any, problem: Problem, steps: int) -> Callable[[Tensor, Tensor], Tensor]:
+def _foolbox_cw(lib: Any, problem: Problem, steps: int, rounds: int) -> Callable[[Tensor, Tensor], Tensor]:
     model = lib.PyTorchModel(problem.model, bounds=problem.threat.bounds)
-    attack = lib.attacks.L2CarliniWagnerAttack(steps=steps, binary_search_steps=1)
+    attack = lib.attacks.L2CarliniWagnerAttack(steps=steps, binary_search_steps=rounds, initial_const=1.0)
     return lambda x, y: attack(model, x, y, epsilons=None)[1]
+
+
+def _art_cw(problem: Problem, steps: int, rounds: int) -> Tensor:
+    from art.attacks.evasion import CarliniL2Method
+
+    attack = CarliniL2Method(
+        _art_classifier(problem),
+        max_iter=steps,
+        binary_search_steps=rounds,
+        initial_const=1.0,
+        batch_size=problem.batch_size,
+        verbose=False,
+    )
+    return _art_run(attack, problem)
+
+
+def _art_square(problem: Problem, queries: int) -> Tensor:
+    from art.attacks.evasion import SquareAttack
+
+    attack = SquareAttack(
+        _art_classifier(problem),
+        norm=_art_norm(problem.threat.norm),
+        eps=problem.threat.eps,
+        max_iter=queries,
+        nb_restarts=1,
+        batch_size=problem.batch_size,
+        verbose=False,
+    )
+    return _art_run(attack, problem)
 
 
 def _reference_apgd(kind: Any, problem: Problem, steps: int, **options: Any) -> Callable[[Tensor, Tensor], Tensor]:

@@ -178,7 +178,7 @@ def adv_lib(lib: Any, norm: Norm, steps: int) -> Iterator[Contestant]:
         runs["ALMA"] = lambda m, x, y: lib.alma(m, x, y, distance="l2", num_steps=steps)
         runs["SuperDeepFool"] = lambda m, x, y: lib.sdf(m, x, y, steps=few)
         runs["C&W"] = lambda m, x, y: lib.carlini_wagner_l2(
-            m, x, y, max_iterations=steps // 5, binary_search_steps=5, initial_const=1
+            m, x, y, max_iterations=steps // 5, binary_search_steps=5, initial_const=1.0
         )
     if norm in ("l2", "linf"):
         runs["DeepFool"] = lambda m, x, y: lib.df(m, x, y, steps=few, norm=p)
@@ -187,7 +187,7 @@ def adv_lib(lib: Any, norm: Norm, steps: int) -> Iterator[Contestant]:
         runs["ALMA"] = lambda m, x, y: lib.alma(m, x, y, distance="l1", num_steps=steps)
     if norm == "l0":
         runs["sigma-zero"] = lambda m, x, y: lib.sigma_zero(m, x, y, num_steps=steps)
-        runs["VFGA"] = lambda m, x, y: lib.vfga(m, x, y)
+        runs["VFGA"] = lambda m, x, y: lib.vfga(m, x, y, targeted=False)
     for name, run in runs.items():
         yield batched(f"adv-lib {name}", lambda problem, run=run: lambda x, y: run(problem.model, x, y))
 
@@ -204,12 +204,12 @@ def foolbox(lib: Any, norm: Norm, steps: int) -> Iterator[Contestant]:
     }
     if norm == "l2":
         kinds["DDN"] = lib.attacks.DDNAttack(steps=steps)
-        kinds["C&W"] = lib.attacks.L2CarliniWagnerAttack(steps=steps // 5, binary_search_steps=5, initial_const=1)
+        kinds["C&W"] = lib.attacks.L2CarliniWagnerAttack(steps=steps // 5, binary_search_steps=5, initial_const=1.0)
         kinds["DeepFool"] = lib.attacks.L2DeepFoolAttack(steps=max(steps // 9, 1))
     if norm == "linf":
         kinds["DeepFool"] = lib.attacks.LinfDeepFoolAttack(steps=max(steps // 9, 1))
     if norm == "l1":
-        kinds["EAD"] = lib.attacks.EADAttack(steps=steps // 5, binary_search_steps=5, initial_const=1)
+        kinds["EAD"] = lib.attacks.EADAttack(steps=steps // 5, binary_search_steps=5, initial_const=1.0)
     for name, attack in kinds.items():
 
         def make(problem: Problem, attack: Any = attack) -> Callable[[Tensor, Tensor], Tensor]:

@@ -11,6 +11,12 @@ from torch import Tensor
 
 from ..threat import Norm
 
+_ROUNDS = 30
+"""Of Newton's method, at most; a trained network's gradients on images take three to six."""
+
+_FAR = 1e18
+"""A multiple at which every feature with a gradient has used up its room."""
+
 
 def step_to_hyperplane(x: Tensor, normal: Tensor, gap: Tensor, norm: Norm, bounds: tuple[float, float]) -> Tensor:
     """The smallest ``step`` with ``<normal, step> = gap`` and ``x + step`` inside the bounds; shape of ``x``.
@@ -46,18 +52,22 @@ def step_to_hyperplane(x: Tensor, normal: Tensor, gap: Tensor, norm: Norm, bound
 def _together(gain: Tensor, speed: Tensor, room: Tensor, need: Tensor) -> Tensor:
     """``min(t * speed, room)`` with the smallest ``t`` whose gain is ``need`` ``(n, 1)``; all tensors ``(n, d)``.
 
-    The gain is piecewise linear in t, with a kink where a feature meets its room: sort the kinks, find the piece.
+    The gain is concave and piecewise linear in t, with a kink where a feature meets its room. Newton's method comes
+    from below and ends on the right piece, in a few rounds where sorting the kinks would cost ten times as much.
     """
-    kink, order = (room / speed.clamp_min(torch.finfo(speed.dtype).tiny)).sort(dim=1)
-    full = (gain * room).gather(1, order).cumsum(1)
-    slope = (gain * speed).gather(1, order)
-    before = torch.cat([torch.zeros_like(need), full[:, :-1]], dim=1)
-    remaining = slope.flip(1).cumsum(1).flip(1)
-    reached = before + kink * remaining
-    piece = (reached < need).sum(1, keepdim=True).clamp_max(gain.shape[1] - 1)
+    weight = gain * speed
     tiny = torch.finfo(gain.dtype).tiny
-    t = (need - before.gather(1, piece)) / remaining.gather(1, piece).clamp_min(tiny)
-    return torch.minimum(t.clamp_min(0) * speed, room)
+    t = need / weight.sum(1, keepdim=True).clamp_min(tiny)
+    for _ in range(_ROUNDS):
+        wanted = t * speed
+        full = wanted >= room
+        missing = need - (gain * torch.minimum(wanted, room)).sum(1, keepdim=True)
+        slope = weight.masked_fill(full, 0).sum(1, keepdim=True)
+        further = torch.where(slope > 0, missing / slope.clamp_min(tiny), _FAR * (missing > 0)).clamp_min(0)
+        t = (t + further).clamp_max(_FAR)
+        if not t.is_cuda and bool((further <= 1e-6 * t).all()):
+            break
+    return torch.minimum(t * speed, room)
 
 
 def _in_order(gain: Tensor, room: Tensor, need: Tensor, priority: Tensor) -> Tensor:
