@@ -38,11 +38,14 @@ class Square:
     Args:
         queries: at most this many model evaluations a sample.
         p_init: share of pixels changed by the first proposals.
+        finest: smallest side of a window in l2 and l1, odd; the paper's is 3. 1 moves single features at the end, which
+            suits inputs without neighbourhoods, such as table rows.
         restarts: independent runs for samples that withstood the ones before.
     """
 
     queries: int = 5000
     p_init: float = 0.8
+    finest: int = 3
     restarts: int = 1
 
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2", "l1")
@@ -52,6 +55,8 @@ class Square:
     def __post_init__(self) -> None:
         if min(self.queries, self.restarts) < 1 or not 0 < self.p_init <= 1:
             raise UnsupportedError("square needs queries >= 1, restarts >= 1 and p_init in (0, 1]")
+        if self.finest < 1 or self.finest % 2 == 0:
+            raise UnsupportedError(f"finest of square is {self.finest}: it must be an odd number of pixels")
 
     def __call__(self, model: Model, x: Tensor, y: Tensor, threat: Threat, *, generator: Randomness = None) -> Tensor:
         """The best point found for each sample, shape of ``x``.
@@ -70,7 +75,7 @@ class Square:
         images = x if x.dim() == 4 else x.flatten(1)[:, None, None, :]
         best = images.clone()
         with attacking(model), torch.no_grad():
-            search = _Search(lambda z: model(z.view(-1, *x.shape[1:])), threat, self.queries, self.p_init)
+            search = _Search(lambda z: model(z.view(-1, *x.shape[1:])), threat, self.queries, self.p_init, self.finest)
             left = (search.margin(images, y) >= 0).nonzero().squeeze(1)
             spent = torch.ones_like(y)
             for restart in range(self.restarts):
@@ -89,6 +94,7 @@ class _Search:
     threat: Threat
     queries: int
     p_init: float
+    finest: int
 
     def margin(self, x: Tensor, y: Tensor) -> Tensor:
         """``(n,)``: how far each sample is from success; negative is success."""
@@ -121,7 +127,7 @@ class _Search:
             if len(at) == 0:
                 break
             proposal = self.propose(x, current, self.share(query), words[:, (query - 1) % _AHEAD])
-            changed = (proposal != current).flatten(1).any(1).nonzero().squeeze(1)
+            changed = self._changed(proposal, current)
             if len(changed) == 0:
                 continue
             whole = len(changed) == len(at)
@@ -132,6 +138,12 @@ class _Search:
             current[better] = proposal[better]
         result[at], result_margin[at], result_asked[at] = current, value, asked
         return result, result_margin, result_asked
+
+    def _changed(self, proposal: Tensor, current: Tensor) -> Tensor:
+        """Which samples, by position, have a proposal that is not what they have; in l2 and l1 all."""
+        if self.threat.norm != "linf":
+            return torch.arange(len(current), device=current.device)
+        return (proposal != current).flatten(1).any(1).nonzero().squeeze(1)
 
     def share(self, query: int) -> float:
         """Share of pixels that a proposal changes."""
@@ -163,36 +175,57 @@ class _Search:
             low, high = self.threat.bounds
             colour = (base + self.threat.eps * sign).clamp(low, high)
             return flat.scatter(2, window, colour).view_as(x)
-        side = max(side, 3) | 1
+        side = max(side, self.finest) | 1
         return self._move_mass(x, current, min(side, h), min(side, w), words)
 
     def _move_mass(self, x: Tensor, current: Tensor, side_h: int, side_w: int, words: Tensor) -> Tensor:
         """Takes the perturbation out of one window and spends it, with what is left of eps, in another."""
         _, c, h, w = x.shape
+        if side_h * side_w == 1 and c > 1:  # single features: channels are no different from pixels
+            flat, now = x.flatten(1)[:, None, None], current.flatten(1)[:, None, None]
+            return self._move_mass(flat, now, 1, 1, words[:, :4]).view_as(x)
         p = 2 if self.threat.norm == "l2" else 1
         delta = (current - x).flatten(2)
         here = _windows(h, w, side_h, side_w, words[:, 0])[:, None].expand(-1, c, -1)
-        there = _windows(h, w, side_h, side_w, words[:, 0])[:, None].expand(-1, c, -1)
-        old = delta.gather(2, here)
-        rest = delta.scatter(2, here, 0.0).scatter(2, there, 0.0)
-        size = self.threat.distance(current, x)[:, None, None]
-        freed = (delta.abs() ** p).sum(2, keepdim=True) - (rest.abs() ** p).sum(2, keepdim=True)
-        spare = (self.threat.eps**p - size**p).clamp_min(0)
+        there = _windows(h, w, side_h, side_w, words[:, 1])[:, None].expand(-1, c, -1)
+        old, other = delta.gather(2, here), delta.gather(2, there)
+        spare = (self.threat.eps**p - _power_sum(delta, p).sum(1, keepdim=True)).clamp_min(0)
+        rest = delta.scatter_(2, here, 0.0)
+        freed = _power_sum(old, p) + _power_sum(rest.gather(2, there), p)
+        rest = rest.scatter_(2, there, 0.0)
+        budget = spare / c + freed
+        if side_h * side_w == 1:
+            return self._trade(x, rest, (here, there), other, budget, words)
         pattern = _bump_pair(side_h, side_w, _FALL_OFF[self.threat.norm]).to(x)
         turned = _bump_pair(side_w, side_h, _FALL_OFF[self.threat.norm]).T.to(x)
         flip = (words[:, 2, None, None] & 1).bool()
         bump = torch.where(flip, pattern.flatten(), turned.flatten()) * _signs(words[:, 3:]).to(x)
         new = bump + old / old.norm(p, dim=2, keepdim=True).clamp_min(1e-12)
-        budget = ((spare / c + freed) ** 0.5) if p == 2 else spare + freed * c
-        new = new / new.norm(p, dim=2, keepdim=True).clamp_min(1e-12) * budget
+        new = new / new.norm(p, dim=2, keepdim=True).clamp_min(1e-12) * (budget**0.5 if p == 2 else budget * c)
         return self.fit(x, rest.scatter(2, here, new).view_as(x))
+
+    def _trade(
+        self, x: Tensor, rest: Tensor, pixels: tuple[Tensor, Tensor], other: Tensor, budget: Tensor, words: Tensor
+    ) -> Tensor:
+        """Gives the first of two pixels all that they have, or a random part; the second keeps its sign."""
+        p = 2 if self.threat.norm == "l2" else 1
+        word = words[:, 2, None, None]
+        part = torch.where((word & 1).bool(), 1.0, ((word >> 8) & 0xFFFF).to(x) / 0xFFFF)
+        first = _signs(words[:, 3:]).to(x) * (part * budget) ** (1 / p)
+        second = other.sign() * ((1 - part) * budget) ** (1 / p)
+        return self.fit(x, rest.scatter(2, pixels[1], second).scatter(2, pixels[0], first).view_as(x))
 
     def fit(self, x: Tensor, delta: Tensor) -> Tensor:
         """Scales (l2) or projects (l1) a perturbation to the ball's surface, inside the bounds."""
         if self.threat.norm == "l2":
-            size = delta.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
-            delta = delta * (self.threat.eps / size)
+            size = torch.linalg.vector_norm(delta, dim=(1, 2, 3), keepdim=True).clamp_min(1e-12)
+            return torch.addcmul(x, delta, self.threat.eps / size).clamp_(*self.threat.bounds)
         return self.threat.project(x + delta, x)
+
+
+def _power_sum(flat: Tensor, p: int) -> Tensor:
+    """``(n, c, 1)``: sum of ``|v|^p`` over the last dimension of ``(n, c, d)``."""
+    return (flat.square() if p == 2 else flat.abs()).sum(2, keepdim=True)
 
 
 def _signs(words: Tensor) -> Tensor:
