@@ -10,7 +10,6 @@ import tempfile
 import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -78,13 +77,14 @@ class _Stand(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 def load_textattack(folder: Path) -> Any:
-    """Imports TextAttack from ``folder``; packages that it does not need here are stood in for where missing."""
+    """Imports TextAttack from ``folder``; packages that it does not need here have stand-ins."""
     sys.path.append(str(folder))
-    missing = {name for name in UNUSED if find_spec(name) is None}
-    sys.meta_path.insert(0, _Stand(missing))
+    sys.meta_path.insert(0, _Stand(set(UNUSED)))
     data = Path(tempfile.mkdtemp()) / "corpora" / "stopwords"
     data.mkdir(parents=True)
-    (data / "english").write_text("\n".join(sorted(STOPWORDS)))
+    (data / "english").write_text(
+        "\n".join(sorted({form for word in STOPWORDS for form in (word, word.capitalize(), word.upper())}))
+    )
     import nltk
 
     nltk.data.path.insert(0, str(data.parent.parent))
@@ -137,7 +137,7 @@ def plain_wrapper(logits: Callable[[Sequence[str]], Any]) -> Any:
     from textattack.models.wrappers import ModelWrapper
 
     class Plain(ModelWrapper):
-        model = None
+        model = torch.nn.Identity()
 
         def __call__(self, texts: Sequence[str], **_: Any) -> Any:
             return logits(list(texts))

@@ -17,8 +17,8 @@ class Judged:
     """A version of the text and what the model makes of it.
 
     Attributes:
-        score: negative log probability of the label (or log probability of the class to reach), in steps of 1e-4
-            so that rounding in batches of another size changes no decision; higher is nearer to success.
+        score: log odds against the label (or for the class to reach), in steps of 1e-4 so that rounding in batches of
+            another size changes no decision; higher is nearer to success.
         broken: whether the model errs (or says the class to reach).
     """
 

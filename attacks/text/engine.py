@@ -14,7 +14,7 @@ from .case import Case, Judged
 from .passage import Passage
 from .requests import Asking, Service
 from .scheduler import VICTIM, Scheduler
-from .victim import Logits, Raw, Victim, broken
+from .victim import Logits, Raw, Victim, broken, scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,16 +89,10 @@ def attack_texts(
     known = {**(services or {}), VICTIM: victim}
     attack.require(known)
     scheduler = Scheduler({name: _on(service, rows) for name, service in known.items()}, max(budget - 1, 0))
-    start = judge_clean(clean, goals, targeted=targets is not None)
+    start = scores(clean, goals, targeted=targets is not None).tolist()
     searches = [_search(attack, originals[row], start[row], f"{seed}:{ids[row]}", budget) for row in rows]
     found = scheduler.run(searches, [len(originals[row]) for row in rows], progress or _ignore)
     return _verified(victim, originals, clean, goals, tried, rows, found, scheduler)
-
-
-def judge_clean(logits: Tensor, goals: Tensor, *, targeted: bool) -> list[float]:
-    """Scores of the originals."""
-    own = logits.double().log_softmax(1).gather(1, goals[:, None])[:, 0]
-    return ((own if targeted else -own) * 1e4).round().div(1e4).tolist()
 
 
 def _search(attack: TextAttack, text: str, score: float, key: str, budget: int) -> Callable[[], Asking[Judged]]:

@@ -92,7 +92,7 @@ class RelaxedService:
     steps: int = 20
     candidates: int = 24
     draws: int = 24
-    keep: float = 4.0
+    keep: float = 1.0
     margin: float = 3.0
     batch_size: int = 32
     lr: float = 0.3
@@ -202,6 +202,10 @@ class RelaxedService:
             for own, version in zip(found, versions, strict=True):
                 if version and version not in own:
                     own.append(version)
+        # Where the distribution stays with the original, each place's likeliest other words are worth a try alone.
+        ahead = (theta[:, 1:] * 1e3).round().argsort(dim=1, descending=True, stable=True)[:, :2].tolist()
+        for (b, _, slot), other, row in zip(places, ahead, options.tolist(), strict=True):
+            found[b] += [{slot: self.words[row[i]]} for i in other]
         return found
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import unicodedata
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import compress
+from operator import ne
 
 # Scripts written without spaces: each character counts as a word of its own.
 _UNSEGMENTED = (
@@ -46,14 +48,15 @@ class Passage:
 
     @property
     def text(self) -> str:
-        parts = [self.gaps[0]]
-        for word, gap in zip(self.words, self.gaps[1:], strict=True):
-            parts += (word, gap)
+        parts = [""] * (2 * len(self.words) + 1)
+        parts[::2], parts[1::2] = self.gaps, self.words
         return "".join(parts)
 
     def with_word(self, slot: int, word: str) -> Passage:
         """The same passage with another word in one slot."""
-        return Passage((*self.words[:slot], word, *self.words[slot + 1 :]), self.gaps)
+        words = list(self.words)
+        words[slot] = word
+        return Passage(tuple(words), self.gaps)
 
     def with_words(self, words: dict[int, str]) -> Passage:
         """The same passage with other words in some slots."""
@@ -61,7 +64,7 @@ class Passage:
 
     def changed(self, other: Passage) -> list[int]:
         """Slots in which two versions of a passage differ."""
-        return [i for i, (own, word) in enumerate(zip(self.words, other.words, strict=True)) if own != word]
+        return list(compress(range(len(self.words)), map(ne, self.words, other.words)))
 
     def spans(self) -> list[tuple[int, int]]:
         """First and past-the-last character of each slot in :attr:`text`."""

@@ -162,8 +162,8 @@ def _by_saliency(case: Case) -> Asking[Judged]:
     without = yield from _without(case, "[UNK]")
     slots = list(without)
     lift = torch.tensor([without[slot] for slot in slots], dtype=torch.float64)
-    # The saliency is the change in probability, as in the paper; scores are negative log probabilities.
-    saliency = torch.softmax(torch.exp(torch.tensor(-case.start.score)) - torch.exp(-lift), 0)
+    # The saliency is the change in probability, as in the paper; scores are log odds.
+    saliency = torch.softmax(torch.sigmoid(lift) - _probability(case.start.score), 0)
     options = yield from case.neighbours(original, slots)
     tried = yield from case.judge(options)
     by_slot: dict[int, list[Judged]] = {}
@@ -191,4 +191,8 @@ def _by_saliency(case: Case) -> Asking[Judged]:
 
 def _gain(before: float, after: float) -> float:
     """By how much the probability of the label falls."""
-    return float(torch.exp(torch.tensor(-before)) - torch.exp(torch.tensor(-after)))
+    return _probability(after) - _probability(before)
+
+
+def _probability(score: float) -> float:
+    return float(torch.sigmoid(torch.tensor(score, dtype=torch.float64)))

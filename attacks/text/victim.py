@@ -77,11 +77,25 @@ def judged(logits: Tensor, goal: Tensor, *, targeted: bool) -> list[tuple[float,
 
     NaN never counts as success.
     """
-    log_p = logits.double().log_softmax(1)
-    own = log_p.gather(1, goal[:, None])[:, 0]
-    score = (own if targeted else -own).nan_to_num(nan=-1e6, posinf=1e6, neginf=-1e6)
-    reached = broken(logits, goal, targeted=targeted)
-    return list(zip((score / _STEP).round().mul(_STEP).tolist(), reached.tolist(), strict=True))
+    return list(
+        zip(
+            scores(logits, goal, targeted=targeted).tolist(),
+            broken(logits, goal, targeted=targeted).tolist(),
+            strict=True,
+        )
+    )
+
+
+def scores(logits: Tensor, goal: Tensor, *, targeted: bool) -> Tensor:
+    """Log odds ``(m,)`` against the label, or for the target, in whole steps of 1e-4; NaN counts as hopeless.
+
+    Odds tell versions apart even where the probability is one to all digits.
+    """
+    wide = logits.double()
+    own = wide.gather(1, goal[:, None])[:, 0]
+    odds = wide.scatter(1, goal[:, None], float("-inf")).logsumexp(1) - own
+    odds = (-odds if targeted else odds).nan_to_num(nan=-1e6, posinf=1e6, neginf=-1e6)
+    return (odds / _STEP).round() * _STEP
 
 
 def broken(logits: Tensor, goal: Tensor, *, targeted: bool) -> Tensor:

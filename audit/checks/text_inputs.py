@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...attacks.text.encoded import EncodedModel
 from ...attacks.text.victim import Raw
 from ..loading.tokens import as_texts
 from ..samples import Samples
@@ -55,10 +56,7 @@ class Texts:
 
     def logits(self, raws: Sequence[Raw]) -> Tensor:
         """Float32 logits ``(m, k)`` on the CPU of a batch of raw inputs."""
-        batch = np.empty((len(raws), 1 if isinstance(raws[0], str) else 2), dtype=object)
-        for i, raw in enumerate(raws):
-            batch[i] = [raw] if isinstance(raw, str) else list(raw)
-        return self.target.logits(batch[:, 0] if batch.shape[1] == 1 else batch)
+        return EncodedModel(self.target.encode, self.target.module, self.target.device, 128)(raws)
 
     def require_finite(self, logits: Tensor) -> None:
         """Refuses logits of the samples that are NaN or infinite.

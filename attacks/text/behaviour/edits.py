@@ -14,8 +14,8 @@ from ..transformations.keyboard import Keyboard
 _POOLS = tuple(
     tuple(names.split())
     for names in (
-        "Anna Maria Emily Sarah Laura Julia Emma Sofia Olivia Grace Fatima Aisha Mei Yuki Priya Ananya Ngozi Amina Chloe",
-        "James John Robert Michael David Peter Thomas Daniel Paul Mark Ahmed Omar Wei Kenji Arjun Rahul Chidi Kwame Luca",
+        "Anna Maria Emily Sarah Laura Julia Emma Sofia Olivia Grace Fatima Aisha Mei Yuki Priya Ananya Amina Chloe",
+        "James John Robert Michael David Peter Thomas Daniel Paul Mark Ahmed Omar Wei Kenji Arjun Chidi Kwame Luca",
         "London Paris Berlin Madrid Rome Tokyo Beijing Delhi Cairo Lagos Lima Boston Chicago Sydney Toronto",
     )
 )

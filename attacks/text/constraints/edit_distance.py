@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import compress
+from operator import ne
 
 from ..passage import Passage
 from .base import Plain
@@ -21,8 +23,8 @@ class EditDistance(Plain):
 
 def edit_distance(original: Passage, passage: Passage) -> int:
     """Sum of the words' edit distances: an upper bound of that of the texts, tight where words keep their slots."""
-    pairs = zip(original.words, passage.words, strict=True)
-    return sum(levenshtein(own, word) for own, word in pairs if own != word)
+    differ = map(ne, original.words, passage.words)
+    return sum(levenshtein(*pair) for pair in compress(zip(original.words, passage.words, strict=True), differ))
 
 
 @lru_cache(maxsize=65536)
