@@ -6,7 +6,7 @@ DEMO ?=
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo docs test test-slow test-gpu coverage lint format bench bench-attacks bench-defenses wheel-check clean demo-text bench-text
+.PHONY: demo docs test test-slow test-gpu coverage lint format bench bench-attacks bench-defenses bench-privacy wheel-check clean demo-text bench-text
 
 demo: .venv/.installed  ## Audit the demo model and write the report (DEMO=--quick for the short form)
 	$(BIN)/auditorch demo -o auditorch-demo $(DEMO)
@@ -47,6 +47,10 @@ bench-attacks: .venv/.installed  ## PEERS=DIR adds libraries installed there wit
 
 bench-defenses: .venv/.installed  ## What the defenses that train buy and cost; IDX=DIR reads the full Fashion-MNIST
 	$(BIN)/python benchmarks/training.py $(if $(IDX),--idx $(IDX))
+
+bench-privacy: .venv/.installed  ## What a private step costs, beside Opacus; with IDX=DIR also accuracy by epsilon
+	$(BIN)/python benchmarks/privacy.py steps --cpu-time
+	$(if $(IDX),$(BIN)/python benchmarks/privacy.py accuracy --idx $(IDX))
 
 bench-text: .venv/.installed  ## PEERS=DIR holds TextAttack, WORDNET=DIR the files of WordNet; needs what demo-text makes
 	$(BIN)/python benchmarks/text.py $(if $(PEERS),--peers $(PEERS)) $(if $(WORDNET),--wordnet $(WORDNET))

@@ -121,7 +121,7 @@ def prv_epsilon(noise_multiplier: float, sample_rate: float, steps: int, delta: 
         UnsupportedError: when that precision would need more memory than is reasonable.
     """
     mechanism = (noise_multiplier, sample_rate, steps)
-    scale = rdp_epsilon(*mechanism, delta)
+    value = scale = rdp_epsilon(*mechanism, delta)
     for _ in range(3):  # RDP may be far above the truth, and the first error with it
         error = float(np.clip(_PRV_ERROR * scale, 2e-5, 0.1))
         if _prv_points(*mechanism, delta, error) > _MAX_POINTS:

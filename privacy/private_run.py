@@ -259,7 +259,8 @@ class PrivateRun:
         if self.averages is None or self.config.ema is None:
             return
         decay = min(self.config.ema, (1 + self.state.steps) / (10 + self.state.steps))
-        torch._foreach_lerp_(self.averages, [p.detach() for p in self.parameters], 1 - decay)
+        for average, parameter in zip(self.averages, self.parameters, strict=True):
+            average.lerp_(parameter.detach(), 1 - decay)
 
     @contextmanager
     def _random_layers(self) -> Iterator[None]:
@@ -281,22 +282,18 @@ class PrivateRun:
         """
         modes = {layer: layer.training for layer in self.module.modules()}
         self.module.eval()
-        config = self.config
+        config, task = self.config, self.task
         try:
-            self.config = _plain(config)
+            self.config, self.task = _plain(config), Task(task.x, task.y, task.loss)
             for count in _PROBED:
-                index = torch.arange(min(count, len(self.task.y)))
-                augment, self.task = self.task, Task(self.task.x, self.task.y, self.task.loss)
-                try:
-                    *_, gradients = self._gradients(index)
-                    self._compare(index, gradients)
-                finally:
-                    self.task = augment
-            if not self.physical:
-                held = sum(numbers(share) for share in gradients.shares) / len(index)
-                self.physical = max(16, min(1024, round(_MEMORY / max(1.0, held))))
+                index = torch.arange(min(count, len(task.y)))
+                *_, gradients = self._gradients(index)
+                self._compare(index, gradients)
+                if not config.physical_batch:
+                    held = sum(numbers(share) for share in gradients.shares) / len(index)
+                    self.physical = max(16, min(1024, round(_MEMORY / max(1.0, held))))
         finally:
-            self.config = config
+            self.config, self.task = config, task
             for layer, mode in modes.items():
                 layer.training = mode
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
+import numpy as np
 from dp_accounting.pld.privacy_loss_distribution import from_gaussian_mechanism
 from opacus.accountants.analysis.rdp import compute_rdp
 
@@ -54,13 +56,12 @@ def _poisson_epsilon(budget: Budget, mean: int) -> float | None:
         one = from_gaussian_mechanism(
             budget.noise_multiplier, sampling_prob=budget.sample_rate, value_discretization_interval=1e-3
         ).self_compose(budget.steps)
-        curve = compute_rdp(
-            q=budget.sample_rate, noise_multiplier=budget.noise_multiplier, steps=budget.steps, orders=_ORDERS
-        )
+        rdp = partial(compute_rdp, q=budget.sample_rate, noise_multiplier=budget.noise_multiplier, steps=budget.steps)
+        curve = np.asarray(rdp(orders=_ORDERS)).tolist()
     best = math.inf
-    for order, rdp in zip(_ORDERS, curve, strict=True):
+    for order, divergence in zip(_ORDERS, curve, strict=True):
         loose = float(one.get_delta_for_epsilon(math.log1p(1 / (order - 1))))
-        bound = float(rdp) + mean * loose + math.log(mean) / (order - 1)
+        bound = divergence + mean * loose + math.log(mean) / (order - 1)
         # From Rényi to (epsilon, delta): arXiv 2004.00010, proposition 12.
         value = bound + math.log1p(-1 / order) - (math.log(budget.delta) + math.log(order)) / (order - 1)
         best = min(best, value)

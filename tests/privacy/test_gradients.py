@@ -132,8 +132,11 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
         images(2, 4, 4, 5),
     ),
     "group norm": (lambda: Net(nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), features=4), images(1, 5, 5)),
-    "instance norm": (lambda: Net(nn.Conv2d(1, 4, 3, bias=False), nn.InstanceNorm2d(4, affine=True), features=4), images(1, 5, 5)),
-    "layer norm": (lambda: Net(nn.LayerNorm((4, 3)), nn.LayerNorm(3, bias=False), features=6), images(6, 4, 3)),
+    "instance norm": (
+        lambda: Net(nn.Conv2d(1, 4, 3, bias=False), nn.InstanceNorm2d(4, affine=True), features=4),
+        images(1, 5, 5),
+    ),
+    "layer norm": (lambda: Net(nn.LayerNorm([4, 3]), nn.LayerNorm(3, bias=False), features=6), images(6, 4, 3)),
     "rms norm": (lambda: nn.Sequential(nn.RMSNorm(4), nn.Linear(4, 3)), images(4)),
     "attention": (lambda: Attention(batch_first=True), images(6, 8)),
     "attention, causal": (lambda: Attention(batch_first=True, mask=CAUSAL, need_weights=True), images(6, 8)),
