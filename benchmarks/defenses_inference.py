@@ -24,7 +24,9 @@ name: inference
 model: {factory: model.py:build, weights: model.safetensors}
 data: {source: test.npz}
 """
-ADVERSARIAL = "adversarial_training: {id: adversarial, train: train.npz, method: fast, norm: linf, eps: 0.1, epochs: 10}"
+ADVERSARIAL = (
+    "adversarial_training: {id: adversarial, train: train.npz, method: fast, norm: linf, eps: 0.1, epochs: 10}"
+)
 PARTS = {
     "compression": f"""checks:
   - performance
@@ -42,7 +44,7 @@ variants:
 """,
     "inference": f"""checks:
   - performance
-  - evasion: {{id: linf, norm: linf, eps: {EPS}, attack: auto, diagnostics: false, limit: LIMIT}}
+  - evasion: {{id: linf, norm: linf, eps: {EPS}, attack: apgd, steps: 50, diagnostics: false, limit: LIMIT}}
   - transfer: {{norm: linf, eps: {EPS}, limit: LIMIT}}
 variants:
   - preprocessing: {{id: jpeg-50, jpeg: 50}}
@@ -62,7 +64,7 @@ variants:
 """,
     "smoothing": """checks:
   - certification:
-      {id: smoothing, norm: l2, eps: 0.5, curve: [0.25, 0.75, 1.0], n: 10000, limit: LIMIT, variants: [VARIANTS]}
+      {id: smoothing, norm: l2, eps: 0.5, curve: [0.25, 0.75, 1.0], n: 1000, limit: LIMIT, variants: [VARIANTS]}
 variants:
   - randomized_smoothing: {id: plain-025, sigma: 0.25}
   - randomized_smoothing: {id: noise-025, sigma: 0.25, train: train.npz}

@@ -103,8 +103,7 @@ class Bounds:
     def _proven(self, case: Case, rows: Tensor, eps: float) -> Tensor:
         device = case.target.device
         x, y = case.x[rows].to(device), case.y[rows].to(device)
-        size = min(self.batch_size or 16, 16)
-        return certified(case.target.module, x, y, case.threat(eps), self.method, batch_size=size).cpu()
+        return certified(case.target.module, x, y, case.threat(eps), self.method, batch_size=self.batch_size).cpu()
 
 
 def _hits(logits: Tensor, y: Tensor) -> int:
