@@ -1,4 +1,4 @@
-"""Writes ``docs/reference``: every check, attack, defense, metric, spec key and command, from the code that runs.
+"""Writes ``docs/reference``: every check, attack, defense, metric and command, and the record's schema, from the code.
 
 Run it with ``make docs``; a test fails when the pages are behind.
 """
@@ -6,6 +6,7 @@ Run it with ``make docs``; a test fails when the pages are behind.
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from typing import Any
 
 import click
 
+from ..reports.schema import record_schema
 from . import catalog, registry
 from .registry import Kind
 
@@ -29,7 +31,8 @@ _INTRODUCTION: dict[Kind, str] = {
 def pages() -> dict[str, str]:
     """File name and content of each page, built-ins only, so that they do not depend on what else is installed."""
     written = {f"{kind}.md": _page(kind) for kind in catalog.KINDS}
-    return {**written, "metrics.md": _metrics(), "commands.md": _commands()}
+    schema = json.dumps(record_schema(), indent=1) + "\n"
+    return {**written, "metrics.md": _metrics(), "commands.md": _commands(), "record.schema.json": schema}
 
 
 def write(folder: Path) -> list[Path]:

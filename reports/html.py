@@ -26,7 +26,7 @@ from .findings import OWN, collect, limits, together, worst
 from .gates import gate_rows, gates_note
 from .matrices import matrix_picture, shades
 from .pictures import data_uri, png
-from .questions import unanswered
+from .questions import ORDER, unanswered
 from .record import AuditRecord, Matrix
 from .tables import cell_texts, chart_table, confusions_table, is_numeric
 
@@ -47,7 +47,7 @@ def render_html(record: AuditRecord, directory: Path) -> str:
         title=f"{record.name}: {writing.verdict_word(record.verdict)} – audit report",
         record=record,
         chapters=parts,
-        unanswered=unanswered(record),
+        brief=_in_brief(record, parts),
         check_anchors=_check_anchors(parts),
         gates=gate_rows(record),
         gates_note=gates_note(record),
@@ -67,6 +67,13 @@ def page(template: str, **content: Any) -> str:
     """A page of ``templates/`` with our style and our one script in it."""
     dress = {"csp": _content_policy(), "style": Markup(_asset("report.css")), "script": Markup(_asset("report.js"))}  # noqa: S704 - our own files
     return _environment().get_template(template).render(**content, **dress)
+
+
+def _in_brief(record: AuditRecord, parts: list[Chapter]) -> list[tuple[str, Chapter | None]]:
+    """Each question with its chapter, or None where nothing was examined."""
+    answered = {chapter.question: chapter for chapter in parts}
+    open_ = unanswered(record)
+    return [(question, answered.get(question)) for question in ORDER if question in (*answered, *open_)]
 
 
 def _check_anchors(parts: list[Chapter]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 from .record import Chart, Line
@@ -12,7 +13,7 @@ _FEWEST = 6
 def as_line(chart: Chart) -> Chart:
     """A line chart in place of several series of bars over ascending numbers; any other chart as it is."""
     places = [_number(name) for name in chart.categories]
-    ascending = all(a < b for a, b in zip(places, places[1:], strict=False)) and not any(map(math.isnan, places))
+    ascending = all(a < b for a, b in itertools.pairwise(places)) and not any(map(math.isnan, places))
     if chart.style != "bar" or len(chart.lines) < 2 or len(places) < _FEWEST or not ascending:
         return chart
     lines = tuple(_moved(line, places) for line in chart.lines)
