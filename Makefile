@@ -6,7 +6,7 @@ DEMO ?=
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo docs test test-slow test-gpu coverage lint format bench bench-attacks bench-defenses bench-privacy wheel-check clean demo-text bench-text
+.PHONY: demo docs test test-slow test-gpu coverage lint format bench bench-attacks bench-defenses bench-inference bench-privacy wheel-check clean demo-text bench-text
 
 demo: .venv/.installed  ## Audit the demo model and write the report (DEMO=--quick for the short form)
 	$(BIN)/auditorch demo -o auditorch-demo $(DEMO)
@@ -47,6 +47,9 @@ bench-attacks: .venv/.installed  ## PEERS=DIR adds libraries installed there wit
 
 bench-defenses: .venv/.installed  ## What the defenses that train buy and cost; IDX=DIR reads the full Fashion-MNIST
 	$(BIN)/python benchmarks/training.py $(if $(IDX),--idx $(IDX))
+
+bench-inference: .venv/.installed  ## Certificates, defenses at inference and compression on the demo's data
+	$(BIN)/python benchmarks/defenses_inference.py
 
 bench-privacy: .venv/.installed  ## What a private step costs, beside Opacus; with IDX=DIR also accuracy by epsilon
 	$(BIN)/python benchmarks/privacy.py steps --cpu-time

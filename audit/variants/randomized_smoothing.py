@@ -13,6 +13,7 @@ from ...defenses.smoothing import GaussianNoise, Smoothed
 from ...defenses.training import TrainingConfig, fit
 from ...reports.record import Metric
 from ..checks.base import Context
+from ..errors import UnsupportedError
 from ..samples import Samples
 from ..target import Target
 from .base import Built, Variant
@@ -47,6 +48,8 @@ class RandomizedSmoothingVariant(Variant):
 
     def build(self, target: Target, samples: Samples, context: Context) -> Built:
         del samples  # the audit's data: a variant must not learn from it
+        if target.modality == "text":
+            raise UnsupportedError("Gaussian noise on the numbers of tokens means nothing: smoothing is not for text")
         body, metrics, warnings = copy.deepcopy(target.module), (), ()
         if self.train is None:
             summary = "The target's weights as they are."

@@ -166,6 +166,8 @@ def test_bad_options(cls: type[Variant], options: dict[str, object]) -> None:
 
 def test_filters_need_images(tmp_path: Path) -> None:
     target = toy_target()
+    with pytest.raises(UnsupportedError, match="not for text"):
+        RandomizedSmoothingVariant().build(replace(target, modality="text"), toy_samples(8), FakeContext(tmp_path))
     with pytest.raises(UnsupportedError, match="this model takes tabular"):
         PreprocessingVariant(jpeg=50).build(replace(target, modality="tabular"), toy_samples(8), FakeContext(tmp_path))
 
