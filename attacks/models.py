@@ -94,17 +94,15 @@ class Compiled:
 
     def __init__(self, model: Model, backend: str | None = None) -> None:
         options = {} if backend is None else {"backend": backend}
-        self._call: Model = torch.compile(model, dynamic=False, **options)  # pyright: ignore[reportCallIssue, reportArgumentType]
+        with _explained():
+            self._call: Model = torch.compile(model, dynamic=False, **options)  # pyright: ignore[reportCallIssue, reportArgumentType]
 
     def __call__(self, x: Tensor) -> Tensor:
         missing = bucket(len(x)) - len(x)
         if missing:
             x = torch.cat([x, x[-1:].expand(missing, *x.shape[1:])])
-        try:
+        with _explained():
             logits = self._call(x)
-        except torch._dynamo.exc.TorchDynamoException as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UnsupportedError(f"torch.compile cannot compile the model ({reason}): leave compile off") from error
         return logits[: len(x) - missing] if missing and isinstance(logits, Tensor) else logits
 
     @contextmanager
@@ -112,6 +110,16 @@ class Compiled:
         """Allows as many graphs as there are batch sizes, with and without gradients; torch gives up after eight."""
         with torch._dynamo.config.patch(recompile_limit=64):
             yield
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Turns the compiler's own errors into ours."""
+    try:
+        yield
+    except torch._dynamo.exc.TorchDynamoException as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UnsupportedError(f"torch.compile cannot compile the model ({reason}): leave compile off") from error
 
 
 def check_logits(logits: object, n: int) -> Tensor:

@@ -104,7 +104,7 @@ class ActiveSet:
         standing = ~self.success[self.index]
         self.spent.index_add_(0, self.index, standing.to(torch.int64))
         new = hit & standing
-        if points.is_cuda:  # the same without asking the device how many there are
+        if deferred(points):  # the same without asking the device how many there are
             kept = self.x_adv.index_select(0, self.index)
             mask = new.view(-1, *[1] * (points.dim() - 1))
             self.x_adv.index_copy_(0, self.index, torch.where(mask, points, kept))
@@ -130,7 +130,7 @@ class ActiveSet:
         from a short list.
         """
         self._steps += 1
-        on_gpu = self.index.is_cuda
+        on_gpu = deferred(self.index)
         if on_gpu and self._steps % 4:
             return None
         done = self.success[self.index]
@@ -141,3 +141,8 @@ class ActiveSet:
         keep = done.to(torch.uint8).argsort(stable=True)[:size]
         self.index = self.index[keep]
         return keep
+
+
+def deferred(tensor: Tensor) -> bool:
+    """Whether operations on the tensor run behind the host's back, so that asking for a value makes it wait."""
+    return tensor.is_cuda

@@ -17,7 +17,7 @@ from ..search import attackable, fooled, forward
 from ..streams import Streams
 from ..threat import Norm, Threat
 from .minimum_norm import Closest, column
-from .starts import diverse, start_points
+from .starts import TRIES, diverse, start_points
 
 _CHUNK = 16
 """Directions probed at a time for each sample."""
@@ -93,6 +93,10 @@ class HopSkipJump:
             if len(rows):
                 walk = _Walk(self, model, x.detach()[rows], y[rows], threat)
                 x_adv[rows], spent[rows] = walk.run(streams.select(rows))
+                lost = rows[~walk.closest.found]
+                if len(lost):
+                    insistent = _Walk(self, model, x.detach()[lost], y[lost], threat, asked=int(spent[lost[0]]))
+                    x_adv[lost], spent[lost] = insistent.run(streams.select(lost).fork(1))
         return x_adv, spent
 
     @property
@@ -108,20 +112,21 @@ class _Walk:
     for each of them, one after the other: at first several from different starts, then the best.
     """
 
-    def __init__(self, attack: HopSkipJump, model: Model, x: Tensor, y: Tensor, threat: Threat) -> None:
+    def __init__(self, attack: HopSkipJump, model: Model, x: Tensor, y: Tensor, threat: Threat, asked: int = 0) -> None:
         self.attack, self.model, self.threat = attack, model, threat
         self.closest = Closest(x, threat)
         self.spent = torch.zeros_like(y)
         self.inside = torch.zeros_like(y, dtype=torch.bool)
         self.rows, self.width = torch.arange(len(x), device=x.device), 1
         self.x, self.y, self.point, self.normal = x, y, x, x
+        self.fooling = torch.ones_like(self.inside)  # false for a walk that has no start
         self.memories = torch.zeros(len(x), 2, *x.shape[1:], dtype=x.dtype, device=x.device)
         self.smooth = _box(attack.smooth, x)
         # Last gains of smooth and of white noise: what has not been tried yet comes first.
         self.gains = torch.full((len(x), 2), 2.0, device=x.device)
-        self.asked = 0
+        self.asked, self.insist = asked, asked > 0
         bits = math.ceil(math.log2(2 * math.sqrt(x[0].numel())))
-        self.pulls = max(bits, 4)
+        self.pulls = max(bits, 4) + (threat.norm == "linf")  # whose steps lead away first
 
     def run(self, streams: Streams) -> tuple[Tensor, Tensor]:
         """The closest points ``(n, ...)``, and what each sample spent ``(n,)``."""
@@ -154,25 +159,40 @@ class _Walk:
             self._arc(_ARC)
         else:
             self._signed_steps(before / math.sqrt(number), _TRIED_STEPS)
-        self._pull(self.pulls, 0.8 if self.threat.norm == "l2" else 0.5)
+        self._pull(self.pulls, before * (0.8 if self.threat.norm == "l2" else 0.5))
         self._learn(1 - self._distance(self.point) / before.clamp_min(1e-12), smooth)
 
     def _begin(self, streams: Streams) -> Streams:
         """Puts the walks on points that fool the model, near the boundary; leaves out samples that have none."""
-        points = start_points(self.x, self.threat.bounds, streams.fork(0), self.attack.starts)
-        logits = [forward(self.model, own) for own in points.unbind(1)]
-        hits = torch.stack([self._note(own, told) for own, told in zip(points.unbind(1), logits, strict=True)], dim=1)
-        labels = torch.stack([told.argmax(1) for told in logits], dim=1)
-        width = min(self.attack.walks, points.shape[1])
-        chosen, fools = diverse(self.x, points, hits, labels, self.threat, width)
+        width = 1 if self.insist else min(self.attack.walks, TRIES)
+        chosen, fools = self._corners(streams.fork(0)) if self.insist else self._starts(streams.fork(0), width)
         found = fools[:, 0]
         self.spent[self.rows[~found]] = self.asked
         streams = self._keep(found.nonzero().squeeze(1), streams)
         streams = self._multiply(width, streams)
-        fooling = column(fools[found].flatten(), self.x)
-        self.point = torch.where(fooling, chosen[found].flatten(0, 1), self.x)
-        self._pull(_FIRST_PULL, 0.0)
+        self.fooling = fools[found].flatten()
+        self.point = chosen[found].flatten(0, 1)
+        self._pull(_FIRST_PULL, torch.zeros_like(self.gains[:, 0]))
         return streams
+
+    def _starts(self, streams: Streams, width: int) -> tuple[Tensor, Tensor]:
+        """The best of a variety of points ``(n, width, ...)``, and which of them fool."""
+        points = start_points(self.x, self.threat.bounds, streams, self.attack.starts)
+        logits = [forward(self.model, own) for own in points.unbind(1)]
+        hits = torch.stack([self._note(own, told) for own, told in zip(points.unbind(1), logits, strict=True)], dim=1)
+        labels = torch.stack([told.argmax(1) for told in logits], dim=1)
+        return diverse(self.x, points, hits, labels, self.threat, width)
+
+    def _corners(self, streams: Streams) -> tuple[Tensor, Tensor]:
+        """The closest fooling corner of the box among a tenth of the queries, for samples that little else fools."""
+        low, high = self.threat.bounds
+        best, least = self.x, torch.full_like(self.gains[:, 0], float("inf"), dtype=self.x.dtype)
+        for _ in range(self.attack.queries // 10):
+            corner = torch.where(streams.signs(self.x.shape[1:]) > 0, high, low).to(self.x)
+            distance = self._distance(corner).masked_fill(~self._ask(corner), float("inf"))
+            best = torch.where(column(distance < least, best), corner, best)
+            least = torch.minimum(least, distance)
+        return best[:, None], least.isfinite()[:, None]
 
     def _multiply(self, width: int, streams: Streams) -> Streams:
         """From one walk for each sample to ``width`` of them, each with streams of its own."""
@@ -184,7 +204,7 @@ class _Walk:
 
     def _narrow(self, streams: Streams) -> Streams:
         """Goes on with the closest walk of each sample."""
-        distance = self._distance(self.point).view(-1, self.width)
+        distance = self._distance(self.point).masked_fill(~self.fooling, float("inf")).view(-1, self.width)
         best = torch.arange(len(distance), device=distance.device) * self.width + distance.argmin(1)
         self.width = 1
         return self._take(best, streams)
@@ -197,7 +217,7 @@ class _Walk:
 
     def _take(self, walks: Tensor, streams: Streams) -> Streams:
         self.x, self.y, self.point, self.normal = (t[walks] for t in (self.x, self.y, self.point, self.normal))
-        self.memories, self.gains = self.memories[walks], self.gains[walks]
+        self.memories, self.gains, self.fooling = self.memories[walks], self.gains[walks], self.fooling[walks]
         return streams.select(walks)
 
     def _ask(self, points: Tensor) -> Tensor:
@@ -301,10 +321,10 @@ class _Walk:
             self.point = torch.where(column(new, points), points, self.point)
             moved |= new
 
-    def _pull(self, steps: int, low: float) -> None:
-        """Pulls the points towards the inputs by bisection, down to a share ``low`` of their distance."""
+    def _pull(self, steps: int, nearest: Tensor) -> None:
+        """Pulls the points towards the inputs by bisection, down to a distance of ``nearest`` ``(n,)``."""
         size, origin = self._distance(self.point), self.point
-        least, most = torch.full_like(size, low), torch.ones_like(size)
+        least, most = (nearest / size.clamp_min(1e-12)).clamp_max(1).to(size.dtype), torch.ones_like(size)
         for _ in range(steps):
             middle = (least + most) / 2
             hit = self._ask(self._between(origin, middle, size))

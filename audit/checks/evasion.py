@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, is_dataclass
+from dataclasses import fields as dataclass_fields
+from dataclasses import is_dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from ...attacks.attack import Attack
 from ...attacks.evasion.fgsm import FGSM
+from ...attacks.evasion.hopskipjump import HopSkipJump
+from ...attacks.evasion.transfer import Transfer
 from ...attacks.masking import Diagnosis
 from ...attacks.streams import Streams
 from ...attacks.threat import Norm, parse_eps
@@ -21,12 +24,14 @@ from ..target import Access, Target
 from . import standards
 from .base import Check, Claim, Context, encoded
 from .evasion_case import Case, case_evidence
+from .evasion_effort import Effort, effort_chart, verify_effort
 from .evasion_figures import charts, gallery, gallery_tensors, showcase
 from .evasion_findings import Sanity, findings
 from .evasion_masking import diagnosed, full_protocol
 from .evasion_measures import Measured, ball_text
 from .evasion_options import attack_class, build_attack
 from .evasion_search import Search, Subject, module_logits
+from .evasion_surrogate import Built, SurrogateSpec, build_surrogate, start_inputs
 from .evasion_verify import recounted, verify_case, verify_gallery, verify_inputs, verify_metrics
 from .metrics import by_name, percent, plain
 from .outputs import require_finite, spaced
@@ -75,9 +80,11 @@ class Evasion(Check):
         "p90_distortion": "Size that nine tenths of the successful perturbations stay within.",
         "queries_per_sample": "Forward passes of the attack per correctly classified sample.",
         "gradients_per_sample": "Backward passes of the attack per correctly classified sample.",
+        "surrogate_queries": "Queries of the model that trained the surrogate of a transfer attack.",
+        "surrogate_agreement": "Share of the attacked inputs on which surrogate and model agree.",
     }
     cost: ClassVar[str] = "up to steps x restarts forward and backward passes per sample and radius"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     norm: Norm = Field(default="linf", description="How perturbations are measured: linf, l2, l1 or l0.")
     eps: Radius = Field(
@@ -94,6 +101,14 @@ class Evasion(Check):
         default=False, description="Class to reach: random, the least likely, or the next; false: any wrong one."
     )
     curve: tuple[Radius, ...] = Field(default=(), description="Further radii at which robust accuracy is reported.")
+    surrogate: SurrogateSpec | None = Field(
+        default=None,
+        description="For `transfer`: the model whose gradients are used, by factory and weights, or extract: QUERIES.",
+    )
+    starts: str | None = Field(
+        default=None,
+        description="For `hopskipjump`: data whose inputs may serve as starting points, needed to reach a target.",
+    )
     limit: int | None = Field(default=None, ge=1, description="Attack at most so many samples, evenly spaced.")
     diagnostics: bool = Field(
         default=True,
@@ -111,8 +126,20 @@ class Evasion(Check):
 
     @model_validator(mode="after")
     def _attack_fits(self) -> Evasion:
-        self.build()
+        attack = self.build()
+        if isinstance(attack, Transfer) != (self.surrogate is not None):
+            raise ValueError(
+                "attack 'transfer' needs a surrogate: {factory: …, weights: …} or {extract: QUERIES}"
+                if self.surrogate is None
+                else f"attack {self.attack!r} uses no surrogate; attack 'transfer' does"
+            )
+        if self.starts is not None and not isinstance(attack, HopSkipJump):
+            raise ValueError(f"attack {self.attack!r} takes no starts; attack 'hopskipjump' does")
         return self
+
+    def files(self) -> tuple[str, ...]:
+        own = () if self.starts is None else (self.starts,)
+        return (*own, *(() if self.surrogate is None else self.surrogate.files()))
 
     def build(self) -> Attack:
         """The configured attack.
@@ -142,14 +169,18 @@ class Evasion(Check):
         case = self._case(target, spaced(samples, self.limit), context)
         search = Search.begin(case.subject, case.clean_logits, case.correct)
         diagnosis = self._diagnosis(case, context)
-        attacks = self._attacks(diagnosis)
+        surrogate = None if self.surrogate is None else build_surrogate(self.surrogate, case.subject, context)
+        attacks = {
+            name: self._equipped(attack, surrogate, case, context) for name, attack in self._attacks(diagnosis).items()
+        }
         sanity = self._search(search, attacks, diagnosis, context)
         measured = self._measured(case, search.radius, search.distance)
         tags = self.standards if self.access == "gradients" else standards.BLACK_BOX_EVASION
         k, span, named = len(target.classes), target.bounds[1] - target.bounds[0], ", ".join(attacks)
         probing = (0, 0) if diagnosis is None else (diagnosis.forwards, diagnosis.backwards)
         evidence, figures = self._shown(case, search, measured, context, named)
-        metrics = (*measured.metrics(), *_work(search, int(case.correct.sum())))
+        bought = () if surrogate is None else tuple(surrogate.metrics())
+        metrics = (*measured.metrics(), *_work(search, int(case.correct.sum())), *bought)
         return Result(
             check=self.name,
             id=self.id or self.name,
@@ -165,7 +196,11 @@ class Evasion(Check):
             not_covered=self._not_covered(),
             references=self.references,
             standards=tags,
-            forwards=len(case.y) + search.forwards + search.verification_forwards + probing[0],
+            forwards=len(case.y)
+            + search.forwards
+            + search.verification_forwards
+            + probing[0]
+            + (0 if surrogate is None else surrogate.queries),
             backwards=search.backwards + probing[1],
         )
 
@@ -201,13 +236,21 @@ class Evasion(Check):
             return full_protocol(diagnosis, targeted=self.targeted is not False)
         return {self.attack: self.build()}
 
+    def _equipped(self, attack: Attack, surrogate: Built | None, case: Case, context: Context) -> Attack:
+        """The attack with the surrogate and the starting points that the spec names."""
+        if isinstance(attack, Transfer) and surrogate is not None:
+            return replace(attack, surrogate=surrogate.module)
+        if isinstance(attack, HopSkipJump) and self.starts is not None:
+            return replace(attack, starts=start_inputs(self.starts, case.subject, context))
+        return attack
+
     def _search(
         self, search: Search, attacks: Mapping[str, Attack], diagnosis: Diagnosis | None, context: Context
     ) -> Sanity:
         """The attacks, each on what withstood those before, and after them a look at what a single step finds."""
         batch = self.batch_size or context.batch_size
         for attack in attacks.values():
-            search.sweep(attack, self.radii, context, batch)
+            search.sweep(attack, self.radii, self.eps, context, batch)
         single = any(isinstance(attack, FGSM) for attack in attacks.values())
         if self.access != "gradients" or single or (diagnosis is not None and diagnosis.has("no_gradient")):
             return Sanity(self.access == "gradients", diagnosis)
@@ -225,8 +268,14 @@ class Evasion(Check):
         """The adversarial inputs for ``verify``, and the figures, a gallery among them where the inputs are images."""
         target, classes = case.subject.target, case.samples.classes
         rows = (case.correct & (search.radius <= self.radii[-1])).nonzero().squeeze(1)
-        files = [context.evidence("adversarial", case_evidence(case, search, rows))]
-        figures = list(charts(measured, classes, search.logits.argmax(1), attack))
+        effort = Effort.of(search, measured)
+        tensors = case_evidence(case, search, rows)
+        if effort is not None:
+            tensors["spent"] = search.spent
+        files = [context.evidence("adversarial", tensors)]
+        figures = list(charts(measured, classes, search.logits.argmax(1), attack, fine=search.minimal))
+        if effort is not None:
+            figures.insert(1, effort_chart(effort, attack))
         shown = showcase(measured) if target.modality == "image" and case.subject.x.dim() == 4 else []
         if shown:
             tensors = gallery_tensors(case.subject.x, search.x_adv, shown, target.bounds)
@@ -269,7 +318,9 @@ class Evasion(Check):
             return
         yield from verify_inputs(case, recorded, batch)
         radius, distance = recounted(recorded)
-        yield from verify_metrics(self._measured(case, radius, distance), result)
+        measured = self._measured(case, radius, distance)
+        yield from verify_metrics(measured, result)
+        yield from verify_effort(measured, recorded, result)
         for evidence in result.evidence[1:]:
             yield verify_gallery(case, context.read_evidence(evidence))
 
@@ -287,7 +338,11 @@ def _work(search: Search, attacked: int) -> Iterator[Metric]:
 def _options(attacks: Mapping[str, Attack]) -> dict[str, Any]:
     """Options of the attack, or by name where several ran."""
     options = {
-        name: asdict(attack) if is_dataclass(attack) and not isinstance(attack, type) else {}
+        name: {
+            field.name: getattr(attack, field.name)
+            for field in (dataclass_fields(attack) if is_dataclass(attack) else ())
+            if field.repr  # tensors and models are named by the spec
+        }
         for name, attack in attacks.items()
     }
     return next(iter(options.values())) if len(options) == 1 else options

@@ -14,19 +14,29 @@ from ...reports.record import Chart, Figure, Gallery, Item, Line, Picture, Table
 from .evasion_measures import Measured, ball_text, radius_text
 
 _MOST_BARS = 30
+_FINE = 40
+"""Points of the curve where one run tells all of them."""
 
 
-def charts(measured: Measured, classes: tuple[str, ...], adversarial: Tensor, attack: str) -> Iterator[Figure]:
-    """Robust accuracy against radius, and by class. ``adversarial`` holds predictions ``(n,)`` after the attack."""
-    yield _curve(measured, attack)
+def charts(
+    measured: Measured, classes: tuple[str, ...], adversarial: Tensor, attack: str, *, fine: bool = False
+) -> Iterator[Figure]:
+    """Robust accuracy against radius, and by class.
+
+    Args:
+        adversarial: predictions ``(n,)`` after the attack.
+        fine: every radius is known, not only those examined: the attack looked for the smallest perturbation.
+    """
+    yield _curve(measured, attack, fine=fine)
     yield _by_class(measured, classes, adversarial)
     if len(classes) <= _MOST_BARS:
         yield _class_bars(measured, classes)
 
 
-def _curve(measured: Measured, attack: str) -> Chart:
-    n = len(measured.y)
-    radii = (0.0, *measured.radii)
+def _curve(measured: Measured, attack: str, *, fine: bool) -> Chart:
+    n, largest = len(measured.y), measured.radii[-1]
+    between = (largest * step / _FINE for step in range(1, _FINE if fine else 1))
+    radii = (0.0, *sorted({*measured.radii, *between}))
     left = np.array([measured.survives(eps).sum() for eps in radii])
     low, high = rate_intervals(left, n)
     return Chart(

@@ -14,9 +14,7 @@ from .metrics import percent
 
 _LOSSES: tuple[tuple[float, Severity], ...] = ((0.9, "critical"), (0.5, "high"), (0.2, "medium"), (0.05, "low"))
 _PAPERS = "arXiv 1802.00420, 1902.06705"
-_ADVICE = (
-    "Attack with `hopskipjump_art` or another black-box attack too; do not rely on the robust accuracy until then."
-)
+_ADVICE = "Attack with `hopskipjump` or another black-box attack too; do not rely on the robust accuracy until then."
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...attacks.attack import Attack, AttackOutcome
+from ...attacks.attack import Attack, AttackOutcome, Traced, Unit
 from ...attacks.engine import evaluate
 from ...attacks.threat import Norm, Threat
 from ..target import Target
@@ -56,6 +56,10 @@ class Search:
     logits: Tensor
     distance: Tensor
     radius: Tensor
+    spent: Tensor
+    unit: Unit | None = None
+    minimal: bool = False
+    sweeps: int = 0
     forwards: int = 0
     backwards: int = 0
     verification_forwards: int = 0
@@ -63,23 +67,41 @@ class Search:
     @classmethod
     def begin(cls, subject: Subject, clean_logits: Tensor, correct: Tensor) -> Search:
         distance = torch.where(correct, float("inf"), 0.0)
-        return cls(subject, subject.x.clone(), clean_logits.clone(), distance, distance.double())
+        spent = torch.zeros(len(subject), dtype=torch.int64)
+        return cls(subject, subject.x.clone(), clean_logits.clone(), distance, distance.double(), spent)
 
-    def sweep(self, attack: Attack, radii: Sequence[float], context: Context, batch_size: int | None) -> None:
-        """Attacks at each of ``radii`` (ascending, above 0); one run serves all for smallest-perturbation attacks."""
+    def sweep(
+        self, attack: Attack, radii: Sequence[float], eps: float, context: Context, batch_size: int | None
+    ) -> None:
+        """Attacks at each of ``radii`` (ascending, above 0); one run serves all for smallest-perturbation attacks.
+
+        Args:
+            eps: the one of ``radii`` for which ``spent`` is counted.
+        """
         minimal = getattr(attack, "minimal", False)
-        runs = radii[-1:] if minimal else radii
+        runs = (eps,) if minimal else radii
+        self.minimal |= minimal
+        self.sweeps += 1
+        self.unit = attack.unit if isinstance(attack, Traced) and self.sweeps == 1 else None
         context.progress.start(type(attack).__name__, len(runs) * len(self.subject))
-        for eps in runs:
-            self.attack(attack, eps, context, batch_size, share=len(self.subject))
+        for radius in runs:
+            self.attack(attack, radius, context, batch_size, share=len(self.subject), counted=radius <= eps)
 
     def attack(
-        self, attack: Attack, eps: float, context: Context, batch_size: int | None, share: float = 0.0
+        self,
+        attack: Attack,
+        eps: float,
+        context: Context,
+        batch_size: int | None,
+        share: float = 0.0,
+        *,
+        counted: bool = False,
     ) -> Tensor:
         """Attacks the samples that still stand at ``eps``; returns the positions of those that fell.
 
         Args:
             share: how much progress the run is worth.
+            counted: whether what the run takes adds to ``spent``.
         """
         left = (self.radius > eps).nonzero().squeeze(1)
         if len(left) == 0:
@@ -105,6 +127,8 @@ class Search:
             progress=report,
         )
         context.progress.advance(share - reported)
+        if counted:
+            self.spent[left] += outcome.spent
         return self._keep(left, outcome, eps, minimal=getattr(attack, "minimal", False))
 
     def _keep(self, left: Tensor, outcome: AttackOutcome, eps: float, *, minimal: bool) -> Tensor:

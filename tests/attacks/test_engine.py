@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from auditorch.attacks.attack import Model, Randomness
-from auditorch.attacks.engine import evaluate
+from auditorch.attacks.attack import AttackOutcome, Model, Randomness
+from auditorch.attacks.engine import evaluate, evaluate_stream
 from auditorch.attacks.errors import UnsupportedError
 from auditorch.attacks.evasion.apgd import APGD
 from auditorch.attacks.evasion.fgsm import FGSM
+from auditorch.attacks.evasion.mifgsm import MIFGSM
 from auditorch.attacks.evasion.pgd import PGD
-from auditorch.attacks.models import CountingModel
+from auditorch.attacks.evasion.square import Square
+from auditorch.attacks.models import Compiled, CountingModel
+from auditorch.attacks.search import ActiveSet, fooled, input_gradient
+from auditorch.attacks.shards import ShardStore
 from auditorch.attacks.streams import Streams
-from auditorch.attacks.threat import Threat
+from auditorch.attacks.threat import Norm, Threat
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from .oracles import linear_problem
 
@@ -236,3 +246,195 @@ def test_evaluate_works_under_no_grad_and_restores_train_mode_after_an_error() -
         evaluate(FGSM(loss="dlr"), nn.Sequential(model, nn.Linear(4, 2)).train(), PROBLEM.x, PROBLEM.y % 2, THREAT)
     assert model.training
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def shards(cuts: list[int]) -> list[tuple[Tensor, Tensor]]:
+    return list(zip(PROBLEM.x.split(cuts), PROBLEM.y.split(cuts), strict=True))
+
+
+def test_a_stream_of_shards_gives_what_the_whole_gives_however_it_is_cut() -> None:
+    whole = evaluate(PGD(steps=7), PROBLEM.model, PROBLEM.x, PROBLEM.y, THREAT, seed=3)
+    for cuts in ([12], [5, 7], [1, 4, 4, 3]):
+        parts = list(evaluate_stream(PGD(steps=7), PROBLEM.model, shards(cuts), THREAT, seed=3))
+        assert [len(part.success) for part in parts] == cuts
+        merged = AttackOutcome.merge(parts)
+        assert torch.equal(merged.success, whole.success)
+        assert torch.equal(merged.spent, whole.spent)
+        torch.testing.assert_close(merged.x_adv, whole.x_adv, atol=1e-5, rtol=0)
+        assert (merged.forwards, merged.backwards) == (whole.forwards, whole.backwards)
+        assert merged.robust_accuracy == whole.robust_accuracy
+    assert AttackOutcome.merge(parts, inputs=False).x_adv.numel() == 0
+
+
+def test_a_stream_holds_one_shard_at_a_time() -> None:
+    alive: list[weakref.ref[Tensor]] = []
+
+    def source() -> Iterator[tuple[Tensor, Tensor]]:
+        for x, y in shards([4, 4, 4]):
+            fresh = x.clone()
+            assert sum(old() is not None for old in alive) <= 1
+            alive.append(weakref.ref(fresh))
+            yield fresh, y
+            del fresh
+            gc.collect()
+
+    for outcome in evaluate_stream(FGSM(), PROBLEM.model, source(), THREAT):
+        del outcome
+    assert len(alive) == 3
+
+
+def test_the_budget_is_for_all_shards_together() -> None:
+    found = list(evaluate_stream(FGSM(), PROBLEM.model, shards([4, 4, 4]), THREAT, max_forwards=10))
+    assert [part.forwards for part in found] == [8, 8]
+    late = list(evaluate_stream(FGSM(), PROBLEM.model, shards([4, 4, 4]), THREAT, max_seconds=0))
+    assert [bool(part.examined.any()) for part in late] == [False]
+
+
+def test_finished_shards_are_read_and_not_run_again(tmp_path: Path) -> None:
+    calls: list[int] = []
+    inner = PROBLEM.model
+
+    class Watched(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x: Tensor) -> Tensor:
+            calls.append(len(x))
+            return self.inner(x)
+
+    store = ShardStore(tmp_path / "shards")
+
+    def run(attack: PGD, cuts: list[int], seed: int = 0) -> AttackOutcome:
+        calls.clear()
+        return AttackOutcome.merge(
+            list(evaluate_stream(attack, Watched(), shards(cuts), THREAT, seed=seed, store=store))
+        )
+
+    stream = evaluate_stream(PGD(steps=5), Watched(), shards([4, 8]), THREAT, store=store)
+    next(stream)
+    stream.close()  # cut off after the first shard
+    first = run(PGD(steps=5), [4, 8])
+    assert calls[0] == 8  # the clean predictions of the second shard come first
+    again = run(PGD(steps=5), [4, 8])
+    assert calls == []
+    for name in ("x_adv", "success", "distance", "adv_logits", "spent"):
+        assert torch.equal(getattr(again, name), getattr(first, name))
+    assert (again.forwards, again.unit) == (first.forwards, "steps")
+    for change in ({"attack": PGD(steps=6)}, {"seed": 1}, {"cuts": [6, 6]}):
+        run(**({"attack": PGD(steps=5), "cuts": [4, 8]} | change))  # pyright: ignore[reportArgumentType]
+        assert calls
+    damaged = next((tmp_path / "shards").glob("*.safetensors"))
+    damaged.write_bytes(damaged.read_bytes()[:50])
+    assert torch.equal(run(PGD(steps=5), [4, 8]).success, first.success)
+
+
+def test_a_store_needs_to_know_the_model(tmp_path: Path) -> None:
+    call = lambda x: PROBLEM.model(x)  # noqa: E731
+    with pytest.raises(UnsupportedError, match="name it"):
+        list(evaluate_stream(FGSM(), call, shards([12]), THREAT, store=ShardStore(tmp_path)))
+    named = ShardStore(tmp_path, model="linear")
+    assert len(list(evaluate_stream(FGSM(), call, shards([12]), THREAT, store=named))) == 1
+
+
+@pytest.mark.parametrize(
+    "attack", [PGD(steps=9), APGD(steps=15), MIFGSM(), Square(queries=60)], ids=lambda a: type(a).__name__
+)
+def test_one_run_draws_robust_accuracy_against_what_was_spent(attack: PGD | APGD | MIFGSM | Square) -> None:
+    """A sample's own count is that of the points that the model saw of it."""
+    model, x = PROBLEM.model, PROBLEM.x
+    threat = Threat("linf", THREAT.eps * (2.5 if isinstance(attack, Square) else 1))  # which sees no gradients
+    whole = evaluate(attack, model, x, PROBLEM.y, threat)
+    assert whole.unit == attack.unit
+    assert 0 < int(whole.success.sum()) < 12
+    assert int(whole.spent.sum()) == whole.forwards
+    assert whole.robust_accuracy_after(0) == 1.0
+    assert whole.robust_accuracy_after(int(whole.spent.max())) == whole.robust_accuracy
+    middle = int(whole.spent[whole.success].median())
+    assert whole.robust_accuracy < whole.robust_accuracy_after(middle - 1) <= 1.0
+    for row in range(0, 12, 5):
+        ids = torch.tensor([row])
+        one = evaluate(attack, model, x[row : row + 1], PROBLEM.y[row : row + 1], threat, ids=ids)
+        assert int(one.spent) == one.forwards == int(whole.spent[row])
+
+
+def test_attacks_that_do_not_count_have_no_such_curve() -> None:
+    outcome = evaluate(FGSM(), PROBLEM.model, PROBLEM.x, PROBLEM.y, THREAT)
+    assert outcome.unit is None
+    with pytest.raises(UnsupportedError, match="does not tell"):
+        outcome.robust_accuracy_after(1)
+
+
+def test_compiled_search_finds_the_same_and_counts_the_same() -> None:
+    plain = evaluate(PGD(steps=6), PROBLEM.model, PROBLEM.x, PROBLEM.y, THREAT)
+    compiled = evaluate(PGD(steps=6), PROBLEM.model, PROBLEM.x, PROBLEM.y, THREAT, compile="eager")
+    assert torch.equal(compiled.success, plain.success)
+    assert compiled.forwards == plain.forwards  # what fills a batch up is not counted
+    assert compiled.backwards == plain.backwards
+
+
+def test_a_compiled_model_is_called_with_few_batch_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: set[int] = set()
+
+    def remember(model: Model, **options: object) -> Model:
+        assert options == {"dynamic": False}
+        return lambda x: (sizes.add(len(x)), model(x))[1]
+
+    monkeypatch.setattr(torch, "compile", remember)
+    compiled = Compiled(PROBLEM.model)
+    for n in range(1, 65):
+        x = PROBLEM.x[torch.arange(n) % 12]
+        torch.testing.assert_close(compiled(x), PROBLEM.model(x))
+    assert sizes == {8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64}
+
+
+@pytest.mark.slow
+def test_compiled_search_by_the_default_backend() -> None:
+    plain = evaluate(PGD(steps=6), PROBLEM.model, PROBLEM.x, PROBLEM.y, THREAT)
+    compiled = evaluate(PGD(steps=6), PROBLEM.model, PROBLEM.x, PROBLEM.y, THREAT, compile=True)
+    assert torch.equal(compiled.success, plain.success)
+
+
+def test_what_cannot_be_compiled_says_so() -> None:
+    with pytest.raises(UnsupportedError, match="leave compile off"):
+        evaluate(PGD(steps=2), PROBLEM.model, PROBLEM.x, PROBLEM.y, THREAT, compile="no_such_backend")
+
+
+class Syncs(TorchDispatchMode):
+    """Counts operations whose result the host must wait for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(func)
+        self.count += any(word in name for word in ("_local_scalar_dense", "nonzero", "equal.default", "masked_select"))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("norm", ["linf"])
+def test_steps_on_a_device_wait_for_the_host_once_in_four(norm: Norm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The path that a GPU takes, walked on the CPU; `compact` alone asks how many are left."""
+    monkeypatch.setattr("auditorch.attacks.search.deferred", lambda tensor: True)
+    threat, counts = Threat(norm, 1e-4), []
+    for steps in (8, 24):
+        with Syncs() as syncs:
+            PGD(steps=steps)(CountingModel(PROBLEM.model, screened=True), PROBLEM.x, PROBLEM.y, threat)
+        counts.append(syncs.count)
+    assert counts[1] - counts[0] <= 16 / 4
+
+
+@pytest.mark.gpu
+def test_no_synchronisation_between_two_compactions_on_a_gpu() -> None:
+    model, x, y = PROBLEM.model.cuda(), PROBLEM.x.cuda(), PROBLEM.y.cuda()
+    search = ActiveSet(x, torch.ones(12, dtype=torch.bool, device="cuda"))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            logits, _, _ = input_gradient(model, x, lambda z: z.sum(1))
+            search.record(x, fooled(logits, y, targeted=False))
+            search.compact()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+        model.cpu()

@@ -17,20 +17,20 @@ from torch import Tensor, nn
 
 from .oracles import linear_problem
 
-CASES = list(itertools.product([1, 3, 8], [(12,), (1, 6, 6), (3, 5, 5)]))
+CASES = [*itertools.product([1, 3], [(12,), (1, 6, 6)]), (8, (3, 5, 5))]
 
 
 @pytest.mark.parametrize("norm", HopSkipJump.norms)
 @pytest.mark.parametrize(("n", "shape"), CASES, ids=str)
 def test_within_a_quarter_of_the_optimum(norm: Norm, n: int, shape: tuple[int, ...]) -> None:
-    """With 5,000 queries. Two classes, so that there is one boundary to come close to."""
-    problem = linear_problem(n, shape, 2, seed=n)
-    outcome = evaluate(HopSkipJump(), problem.model, problem.x, problem.y, Threat(norm, 0.1))
+    """With 3,000 queries. Two classes, so that there is one boundary to come close to."""
+    problem = linear_problem(n, shape, 2, seed=1)
+    outcome = evaluate(HopSkipJump(queries=3000), problem.model, problem.x, problem.y, Threat(norm, 0.1))
     ratio = outcome.distance / problem.distance(norm)
     assert (ratio <= 1.25).all()
     assert (ratio >= 1 - 1e-5).all()
     assert outcome.backwards == 0
-    assert outcome.forwards <= n * 5000
+    assert outcome.forwards <= n * 3000
 
 
 @pytest.mark.parametrize("norm", HopSkipJump.norms)
