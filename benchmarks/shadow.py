@@ -115,13 +115,15 @@ def speed(repeats: int, models: int, batch_size: int, epochs: int) -> None:
         )
 
 
-def leak(idx: Path | None, n: int, shadows: int, epochs: int, network: Callable[[], nn.Module], seed: int) -> None:
+def leak(
+    idx: Path | None, n: int, shadows: int, epochs: int, lr: float, network: Callable[[], nn.Module], seed: int
+) -> None:
     """Attacks a model trained on half of ``n`` records; the other half are non-members."""
     parts = [fashion_mnist(part, idx) for part in ("train", "test")]
     x, y = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
     chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:n]
     x, y = x[chosen], y[chosen]
-    config = ShadowConfig(models=shadows, epochs=epochs, batch_size=32, seed=seed + 1)
+    config = ShadowConfig(models=shadows, epochs=epochs, batch_size=32, lr=lr, seed=seed + 1)
     member = torch.zeros(len(x), dtype=torch.bool)
     member[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed + 2))[: len(x) // 2]] = True
     target = fresh(network(), 4711 + seed)
@@ -183,6 +185,7 @@ def main() -> None:
     parser.add_argument("--records", type=int, default=8000)
     parser.add_argument("--shadows", type=int, default=32)
     parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--network", choices=["mlp", "cnn"], default="mlp")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
@@ -192,7 +195,15 @@ def main() -> None:
         speed(options.repeats, models=16, batch_size=32, epochs=4)
     if "leak" in options.tasks:
         networks = {"mlp": mlp, "cnn": cnn}
-        leak(options.idx, options.records, options.shadows, options.epochs, networks[options.network], options.seed)
+        leak(
+            options.idx,
+            options.records,
+            options.shadows,
+            options.epochs,
+            options.lr,
+            networks[options.network],
+            options.seed,
+        )
 
 
 if __name__ == "__main__":

@@ -109,10 +109,12 @@ def train_shadows(
     models = [fresh(module, config.seed * 10_007 + k) for k in range(config.models)]
     index = [row.nonzero().squeeze(1) for row in member]
     size = config.group or config.models
-    stacks = [
-        fit(models[start : start + size], x, y, index[start : start + size], config, on_samples=on_samples, first=start)
-        for start in range(0, len(models), size)
-    ]
+    stacks = []
+    for start in range(0, len(models), size):
+        part = slice(start, start + size)
+        stacks.append(
+            fit(models[part], x, y, index[part], config, on_samples=on_samples, first=start, length=len(x) // 2)
+        )
     return Shadows(tuple(stacks), member, stacks[0].how)
 
 
@@ -125,24 +127,26 @@ def fit(
     *,
     on_samples: Callable[[float], None] | None = None,
     first: int = 0,
+    length: int | None = None,
 ) -> Stack:
     """Trains each model on its records ``index[k]``; side by side and in turn give the same to float tolerance.
 
-    Where the numbers of records differ, each epoch leaves out as many of each model as it has more than the fewest.
-
     Args:
         first: number of the first model, which with the seed determines its batches.
+        length: records of each model in an epoch; the fewest that any has when left out. A model with more leaves
+            out others in each epoch.
     """
+    length = min(len(own) for own in index) if length is None else length
     probe = x[index[0][: max(2, min(_PROBE, len(index[0])))]].to(_device(models[0]))
     models_stack = stack(models, probe, config.how)
     if models_stack.how == "turn" and len(models) > 1:
         for k, model in enumerate(models):
-            fit([model], x, y, index[k : k + 1], config, on_samples=on_samples, first=first + k)
+            fit([model], x, y, index[k : k + 1], config, on_samples=on_samples, first=first + k, length=length)
         models_stack.train(False)
         return models_stack
     models_stack.train()
     optimizer = _optimizer(models_stack.parameters(), config)
-    epochs, device = list(_batches(index, config, first)), _device(models[0])
+    epochs, device = list(_batches(index, config, first, length)), _device(models[0])
     steps, step = sum(len(epoch) for epoch in epochs), 0
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
@@ -166,12 +170,11 @@ def fit(
     return models_stack
 
 
-def _batches(index: Sequence[Tensor], config: ShadowConfig, first: int) -> Iterator[list[Tensor]]:
+def _batches(index: Sequence[Tensor], config: ShadowConfig, first: int, length: int) -> Iterator[list[Tensor]]:
     """For each epoch a list of ``(K, b)`` record numbers; each model has an order of its own."""
     generators = [torch.Generator().manual_seed(config.seed * 7919 + first + k) for k in range(len(index))]
-    least = min(len(own) for own in index)
     for _ in range(config.epochs):
-        order = [own[torch.randperm(len(own), generator=g)][:least] for own, g in zip(index, generators, strict=True)]
+        order = [own[torch.randperm(len(own), generator=g)][:length] for own, g in zip(index, generators, strict=True)]
         parts = torch.stack(order).split(config.batch_size, dim=1)
         yield list(parts if len(parts) == 1 or parts[-1].shape[1] > 1 else parts[:-1])
 

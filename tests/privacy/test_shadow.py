@@ -1,6 +1,7 @@
 """Shadow models: side by side gives what training in turn gives, whatever the architecture."""
 
 from collections import OrderedDict
+from dataclasses import replace
 
 import pytest
 import torch
@@ -103,6 +104,15 @@ def test_side_by_side_gives_what_training_in_turn_gives(build: type[nn.Module], 
     # Training moved the models: the agreement is not that of models left as they began.
     untrained = [fresh(build(), k)(x) for k in range(4)]
     assert (turn.logits(x) - torch.stack(untrained).detach()).abs().max() > 0.05
+
+
+@pytest.mark.parametrize("n", [60, 61])
+def test_the_agreement_is_exact_but_for_rounding(n: int) -> None:
+    x, y = data(n)
+    x = x.double()
+    config = ShadowConfig(models=4, epochs=10, batch_size=8, lr=0.01)
+    side, turn = (train_shadows(mlp().double(), x, y, replace(config, how=how)) for how in ("products", "turn"))
+    assert torch.allclose(side.logits(x), turn.logits(x), atol=1e-6)  # logits come back in float32
 
 
 def test_a_large_picture_of_one_channel_takes_the_other_way_through_the_convolution() -> None:
