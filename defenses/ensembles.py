@@ -71,7 +71,8 @@ def _votes(logits: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _member_logits(ensemble: Ensemble, batches: Sequence[Tensor]) -> Tensor:
-    return torch.cat([torch.stack([member(x) for member in ensemble.members]) for x in batches], 1)
+    """``(m, n, k)``, on the CPU."""
+    return torch.cat([torch.stack([member(x) for member in ensemble.members]).cpu() for x in batches], 1)
 
 
 def fit_weights(ensemble: Ensemble, batches: Sequence[Tensor], y: Tensor, *, steps: int = 5000) -> Tensor:
@@ -91,7 +92,7 @@ def fit_weights(ensemble: Ensemble, batches: Sequence[Tensor], y: Tensor, *, ste
     logits = _member_logits(ensemble, batches) if len(batches) else torch.zeros(0, 0, 0)
     if logits.shape[1] == 0 or logits.shape[1] != len(y):
         raise UnsupportedError(f"{logits.shape[1]} held-out inputs and {len(y)} labels: both must be the same above 0")
-    own = log_softmax(logits.double(), 2).gather(2, y.to(logits.device).expand(len(logits), -1)[:, :, None])[:, :, 0]
+    own = log_softmax(logits.double(), 2).gather(2, y.cpu().expand(len(logits), -1)[:, :, None])[:, :, 0]
     weights = torch.full((len(own),), 1 / len(own), dtype=torch.float64, device=own.device)
     for _ in range(steps):
         shares = (own + weights.log()[:, None]).softmax(0).mean(1)

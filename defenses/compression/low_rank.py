@@ -48,9 +48,9 @@ def rank_for(shape: torch.Size, keep: float) -> int:
 @torch.no_grad()
 def _factors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """``(o, rank)`` and ``(rank, i)`` whose product is nearest to ``weight``."""
-    u, s, v = torch.linalg.svd(weight.double(), full_matrices=False)
+    u, s, v = torch.linalg.svd(weight.cpu().double(), full_matrices=False)  # not every device has float64
     root = s[:rank].sqrt()
-    return (u[:, :rank] * root).to(weight.dtype), (root[:, None] * v[:rank]).to(weight.dtype)
+    return (u[:, :rank] * root).to(weight), (root[:, None] * v[:rank]).to(weight)
 
 
 def _linear(layer: nn.Linear, keep: float) -> nn.Module | None:
