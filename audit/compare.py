@@ -22,6 +22,10 @@ _CLOCK = ("s", "ms", "µs", "samples/s")
 """Units of times: they depend on the machine, so that a change of them is not for better or worse."""
 
 
+_ROUNDING = 1e-3
+"""Relative change below which a metric without interval counts as not changed: accountants and sums round."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Measured:
     """One metric of one audit, with its per-sample outcomes where the evidence holds them."""
@@ -107,7 +111,7 @@ def _kind(metric: Metric, old: float, new: float, test: Test | None, alpha: floa
         return "same"
     if metric.higher_is_better is None or (test is None and metric.unit in _CLOCK):
         return "changed"
-    if test is not None and test.p >= alpha:
+    if (test is not None and test.p >= alpha) or (test is None and math.isclose(old, new, rel_tol=_ROUNDING)):
         return "unclear"
     return "improved" if (new > old) == metric.higher_is_better else "regressed"
 
@@ -118,7 +122,7 @@ def _value(metric: Metric | None) -> float | None:
 
 
 def _of_pairs(found: Paired) -> Test:
-    return Test(found.method, found.n, found.difference, found.low, found.high, found.p)
+    return Test(found.method, found.n, found.difference, found.low, found.high, found.p, found.p)
 
 
 def _of_intervals(before: Metric, after: Metric) -> Test | None:
@@ -137,4 +141,4 @@ def _of_intervals(before: Metric, after: Metric) -> Test | None:
     arm = difference - low if difference > 0 else high - difference
     error = arm / float(ndtri(0.975))
     p = 2 * float(ndtr(-abs(difference) / error)) if error > 0 else float(difference == 0)
-    return Test("intervals", None, difference, low, high, p)
+    return Test("intervals", None, difference, low, high, p, p)

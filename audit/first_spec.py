@@ -54,6 +54,7 @@ def first_spec(wishes: Wishes, folder: Path) -> str:
         "",
         "checks:   # `auditorch list checks`; `auditorch show evasion` tells its options",
         "  - performance   # is it accurate, are its probabilities honest?",
+        "  - model_file   # can the files that it is loaded from be trusted?",
         *(_IMAGE_CHECKS if wishes.modality == "image" else ()),
         f"  - membership: {{train: {_text(train)}}}   # does it give away what it was trained on?"
         if train

@@ -33,7 +33,7 @@ class Test:
 
     Attributes:
         difference: after minus before, with its 95 % interval ``low`` to ``high``.
-        p: two-sided p-value of no difference, corrected for all differences tested.
+        p: two-sided p-value of no difference, corrected for all differences tested; ``alone`` is the one before that.
     """
 
     method: str
@@ -42,6 +42,7 @@ class Test:
     low: float
     high: float
     p: float
+    alone: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,8 @@ class Comparison:
         how = (
             f"Beyond chance means p below {self.alpha:g}, corrected for all tested metrics by Holm’s method. Metrics "
             "that rest on the same samples in both audits are compared sample by sample (exact McNemar test, paired t "
-            "test), others by their intervals; a metric without interval counts as it stands."
+            "test), others by their intervals; a metric without interval counts as it stands, "
+            "changes below a thousandth aside. A single metric that matters is judged with more power by a gate."
         )
         data = [] if self.same_data else ["The two audits used different data: a metric can change for that alone."]
         return [*data, how]
@@ -175,4 +177,5 @@ def _tested(one: Difference) -> str:
     if one.test is None:
         return DASH
     on = f", n = {number(one.test.n)}" if one.test.n else ""
-    return f"{one.test.method}{on}, {p_text(one.test.p)}"
+    corrected = p_text(one.test.p).removeprefix("p ").removeprefix("= ")
+    return f"{one.test.method}{on}, {p_text(one.test.alone)}, corrected {corrected}"

@@ -107,7 +107,8 @@ def test_p_values_are_corrected_for_all_metrics(record: AuditRecord) -> None:
     assert one.kind == "unclear"
     tested = sum(d.test is not None for d in compare(before, after).differences)
     assert tested > 5
-    assert one.test.p == pytest.approx(0.0124 * tested, rel=0.02)
+    assert one.test.alone == pytest.approx(0.0124, rel=0.02)
+    assert one.test.p == pytest.approx(one.test.alone * tested)
     assert of(compare(before, after, alpha=0.5), "performance.accuracy").kind == "regressed"
 
 
@@ -129,6 +130,15 @@ def test_times_are_neither_better_nor_worse(record: AuditRecord) -> None:
     comparison = compare(timed(1.0), timed(2.0))
     assert of(comparison, "base:variant.latency").kind == "changed"
     assert not comparison.regressed
+
+
+def test_rounding_of_a_number_without_interval_is_no_regression(record: AuditRecord) -> None:
+    def spent(epsilon: float) -> AuditRecord:
+        own = (Metric(name="epsilon", value=epsilon, higher_is_better=False),)
+        return record.model_copy(update={"variants": (record.variants[0].model_copy(update={"metrics": own}),)})
+
+    assert not compare(spent(7.98), spent(7.9801)).regressed
+    assert of(compare(spent(7.98), spent(8.1)), "base:variant.epsilon").kind == "regressed"
 
 
 def test_on_the_command_line(audits: Path, tmp_path: Path) -> None:
