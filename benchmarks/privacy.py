@@ -31,7 +31,7 @@ def main() -> None:
     if options.what == "steps":
         step_tables(options)
     else:
-        accuracy_table(options.idx, options.recipes, options.epsilons, options.scale)
+        accuracy_table(options.idx, options.recipes, options.epsilons, options.scale, options.records)
 
 
 def arguments() -> argparse.Namespace:
@@ -47,6 +47,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
     parser.add_argument("--epsilons", nargs="+", type=float, default=[1.0, 3.0, 8.0])
     parser.add_argument("--scale", type=float, default=1.0, help="share of the recipes' epochs, for a quick look")
+    parser.add_argument("--records", type=int, help="train on that many records, drawn at random")
     return parser.parse_args()
 
 

@@ -87,10 +87,15 @@ RECIPES = {
 }
 
 
-def accuracy_table(folder: Path | None, recipes: list[str], epsilons: list[float], scale: float) -> None:
+def accuracy_table(
+    folder: Path | None, recipes: list[str], epsilons: list[float], scale: float, records: int | None = None
+) -> None:
     """Trains and prints one row a recipe and epsilon; the settings were not chosen on the test set."""
     x, y = fashion_mnist("train", folder)
     test_x, test_y = fashion_mnist("test", folder)
+    if records is not None:
+        rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:records]
+        x, y = x[rows], y[rows]
     print(f"Fashion-MNIST, {len(x)} training and {len(test_x)} test images, delta {DELTA:g}\n")
     print(
         "| recipe | epsilon | noise | steps | test accuracy | processor time |\n|---|---|---|---|---|---|", flush=True
@@ -100,14 +105,15 @@ def accuracy_table(folder: Path | None, recipes: list[str], epsilons: list[float
         train, test = Half(recipe.features(x)), Half(recipe.features(test_x))
         for target in epsilons:
             began = time.process_time()
+            batch = min(recipe.batch_size, len(x) // 4)
             epochs = recipe.epochs[min(recipe.epochs, key=lambda known: abs(known - target))]
             config = DPConfig(
                 epsilon=target,
                 delta=DELTA,
                 epochs=max(1, round(scale * epochs)),
-                batch_size=min(recipe.batch_size, len(x) // 4),
+                batch_size=batch,
                 max_grad_norm=recipe.bound,
-                lr=recipe.lr,
+                lr=recipe.lr * batch / recipe.batch_size,
                 momentum=recipe.momentum,
                 ema=0.9,
             )

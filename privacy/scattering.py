@@ -33,27 +33,35 @@ class Scattering(nn.Module):
         super().__init__()
         self.side, self.pad = side, _STEP
         size = side + 2 * self.pad
-        waves = [_morlet(size, scale, angle) for scale in range(SCALES) for angle in range(ANGLES)]
-        self.register_buffer("wavelets", torch.fft.fft2(torch.stack(waves)), persistent=False)
-        self.register_buffer("average", _averages(size, side, self.pad), persistent=False)
+        waves = [[_morlet(size, scale, angle) for angle in range(ANGLES)] for scale in range(SCALES)]
+        self.register_buffer("wavelets", torch.fft.fft2(torch.stack([torch.stack(one) for one in waves])), False)
+        self.register_buffer("average", _averages(size, side, self.pad), False)
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         n, c = x.shape[:2]
         x = nn.functional.pad(x, [self.pad] * 4, mode="reflect").flatten(0, 1).unsqueeze(1)
-        once = self._moduli(x, self.wavelets)  # (n c, 16, size, size)
-        twice = self._moduli(once[:, :ANGLES], self.wavelets[ANGLES:])  # fine scale first, then coarse
-        paths = torch.cat([self._averaged(part) for part in (x, once, twice)], 1)
+        fine, coarse = self.wavelets
+        spectrum = torch.fft.fft2(x)
+        once = _moduli(spectrum, fine)
+        parts = [x, once, _moduli(spectrum, coarse, 2), _moduli(torch.fft.fft2(once), coarse, 2)]
+        paths = torch.cat([self._averaged(part) for part in parts], 1)
         return paths.view(n, c * PATHS, *paths.shape[2:])
 
-    def _moduli(self, x: Tensor, wavelets: Tensor) -> Tensor:
-        """``|x * wavelet|`` for each channel and wavelet: ``(n, k, s, s)`` to ``(n, k * wavelets, s, s)``."""
-        spectrum = torch.fft.fft2(x).unsqueeze(2) * wavelets
-        return torch.fft.ifft2(spectrum).abs().flatten(1, 2)
-
     def _averaged(self, x: Tensor) -> Tensor:
-        """A Gaussian average at every fourth place, rows and columns apart."""
-        return self.average @ x @ self.average.T
+        """A Gaussian average at every fourth place, rows and columns apart; ``x`` may have every second place only."""
+        step = self.average.shape[1] // x.shape[-1]
+        weights = self.average[:, ::step] / self.average[:, ::step].sum(1, keepdim=True)
+        return weights @ x @ weights.T
+
+
+def _moduli(spectrum: Tensor, wavelets: Tensor, step: int = 1) -> Tensor:
+    """``|x * wavelet|`` at every ``step``-th place, from the spectrum of ``x``: ``(n, k, s, s)`` to
+    ``(n, k * wavelets, s / step, s / step)``."""
+    product = spectrum.unsqueeze(2) * wavelets
+    if step > 1:  # leaving places out folds the spectrum
+        product = product.unflatten(-1, (step, -1)).mean(-2).unflatten(-2, (step, -1)).mean(-3)
+    return torch.fft.ifft2(product).abs().flatten(1, 2)
 
 
 def _morlet(size: int, scale: int, angle: int) -> Tensor:
