@@ -13,7 +13,9 @@ from auditorch.attacks.evasion.fgsm import FGSM
 from auditorch.attacks.evasion.mifgsm import MIFGSM
 from auditorch.attacks.evasion.pgd import PGD
 from auditorch.attacks.threat import NORMS, Norm, Threat
+from auditorch.audit import registry
 
+from . import test_minimum_norm
 from .oracles import linear_problem, smallest
 
 ATTACKS: dict[str, Attack] = {
@@ -73,6 +75,18 @@ def test_targeted_reaches_the_class_it_is_given(name: str, norm: Norm) -> None:
     outcome = evaluate(ATTACKS[name], problem.model, problem.x, target, threat)
     assert outcome.success.double().mean() >= 5 / 6
     assert (problem.model(outcome.x_adv).argmax(1) == target)[outcome.success].all()
+
+
+def test_no_registered_gradient_attack_is_left_out() -> None:
+    """Here, among the smallest-perturbation attacks, or in a file of its own."""
+    kinds = {type(attack) for attack in (*ATTACKS.values(), *test_minimum_norm.ATTACKS.values())}
+    elsewhere = {"auto", "autoattack"}
+    for name in registry.names("attacks"):
+        kind = registry.load("attacks", name)
+        if kind.access == "gradients" and not name.endswith("_art") and name not in elsewhere:
+            assert kind in kinds, name
+            table = test_minimum_norm.ATTACKS if getattr(kind, "minimal", False) else ATTACKS
+            assert any(type(attack) is kind for attack in table.values()), name
 
 
 @pytest.mark.parametrize("norm", NORMS)
