@@ -8,7 +8,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -157,8 +157,10 @@ def _cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def _fingerprint(module: nn.Module, x: Inputs, y: Tensor, config: DPConfig, plan: _Plan) -> str:
-    """Of everything that a continued training must share with the one that was cut off."""
-    digest = hashlib.sha256(json.dumps([asdict(config), asdict(plan), len(x)], sort_keys=True).encode())
+    """Of everything that a continued training must share with the one that was cut off; how many rows fit in memory
+    may change."""
+    facts = [asdict(replace(config, physical_batch=None)), asdict(plan), len(x)]
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     digest.update(y.cpu().contiguous().numpy().tobytes())
     for place in (0, len(x) // 2, len(x) - 1):
         digest.update(x[torch.tensor([place])].cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

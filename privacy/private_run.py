@@ -341,7 +341,8 @@ class PrivateRun:
             return
         state = dict(saved.state)
         if state:
-            self.clipping.bound, self.physical = state.pop("bound"), state.pop("physical")
+            self.clipping.bound, physical = state.pop("bound"), state.pop("physical")
+            self.physical = self.config.physical_batch or physical
             history = [DPEpoch(**epoch) for epoch in state.pop("history")]
             self.state = State(**state, history=history)
             self._restore_tensors(saved.tensors)

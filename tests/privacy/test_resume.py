@@ -126,6 +126,24 @@ def test_a_finished_training_is_not_trained_again(tmp_path: Path, monkeypatch: p
     assert torch.equal(weights(train(CONFIG, path)), weights(first))
 
 
+def test_short_memory_may_go_on_in_smaller_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After memory ran out, the same training goes on with fewer rows at a time."""
+    path = tmp_path / "run.safetensors"
+    with monkeypatch.context() as patch:
+        accumulate = PrivateRun._accumulate
+        patch.setattr(
+            PrivateRun, "_accumulate", lambda run, part: _full(run) if run.state.steps == 9 else accumulate(run, part)
+        )
+        with pytest.raises(MemoryError):
+            train(CONFIG, path, 4)
+    small = train(replace(CONFIG, physical_batch=2), path, 4)
+    torch.testing.assert_close(weights(small), weights(train(CONFIG)), rtol=1e-4, atol=1e-5)
+
+
+def _full(run: PrivateRun) -> None:
+    raise MemoryError
+
+
 def test_states_of_other_trainings_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "run.safetensors"
     train(CONFIG, path)
