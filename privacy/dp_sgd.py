@@ -203,7 +203,7 @@ def _replacement_effect(before: nn.Module, after: nn.Module, task: Task) -> tupl
 
 def _setting(config: DPConfig, plan: _Plan, module: nn.Module, n: int) -> Setting:
     trained = [parameter.detach() for parameter in module.parameters() if parameter.requires_grad]
-    length = math.sqrt(sum(float(parameter.double().square().sum()) for parameter in trained))
+    length = math.hypot(*(float(parameter.norm()) for parameter in trained))
     return Setting(
         epsilon=config.epsilon,
         delta=plan.delta,

@@ -243,7 +243,7 @@ class PrivateRun:
         state, views = self.state, self.config.views
         state.clipped += int(shortened.sum())
         state.drawn += len(part)
-        state.loss += float(losses.double().sum()) / views
+        state.loss += float(losses.sum()) / views
         if logits.ndim == 2 and y.ndim == 1:
             state.correct += float((logits.argmax(1) == y).sum()) / views
         state.records += len(part)
@@ -302,7 +302,7 @@ class PrivateRun:
             x, y = self.task.x[one.view(1)].to(self.device), self.task.y[one.view(1)].to(self.device)
             loss = self.task.loss(self.module(x), y).sum()
             alone = torch.autograd.grad(loss, self.parameters)
-            length = math.sqrt(sum(float(part.double().square().sum()) for part in alone))
+            length = math.hypot(*(float(part.norm()) for part in alone))
             seen = float(gradients.norms()[place])
             if math.isfinite(length) and abs(seen - length) > 1e-2 * length + 1e-5:
                 raise UnsupportedError(
