@@ -43,7 +43,10 @@ docs: .venv/.installed  ## Write docs/reference from the registry and the comman
 bench: bench-attacks
 
 bench-attacks: .venv/.installed  ## PEERS=DIR adds libraries installed there with `pip install --no-deps --target DIR`
-	$(BIN)/python benchmarks/attacks.py $(if $(PEERS),--peers $(PEERS))
+	$(BIN)/python benchmarks/attacks.py $(if $(PEERS),--peers $(PEERS)) --cache build/bench
+	$(BIN)/python benchmarks/ensembles.py $(if $(PEERS),--peers $(PEERS))
+	$(BIN)/python benchmarks/optimality.py $(if $(PEERS),--peers $(PEERS))
+	$(BIN)/python benchmarks/masking.py
 
 bench-defenses: .venv/.installed  ## What the defenses that train buy and cost; IDX=DIR reads the full Fashion-MNIST
 	$(BIN)/python benchmarks/training.py $(if $(IDX),--idx $(IDX))

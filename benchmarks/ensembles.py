@@ -28,7 +28,7 @@ from models import SUBJECTS, samples, trained
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from attacks import Counter
+from attacks import Counter, timed
 
 SHARD = 250
 CASES = ("slim:linf:0.1", "slim-l2:l2:1.5", "slim-l1:l1:12", "resnet8:linf:0.1", "slim-standard:linf:0.02")
@@ -91,7 +91,7 @@ def arguments() -> argparse.Namespace:
 def measure(
     entry: str, case: Case, model: nn.Module, x: Tensor, y: Tensor, options: argparse.Namespace
 ) -> dict[str, Tensor]:
-    """Per shard of samples: ``robust`` (bool), and ``cost``: forwards, backwards, seconds of processor time."""
+    """Per shard of samples: ``robust`` (bool), and ``cost``: forwards, backwards, seconds (processor time on a CPU)."""
     run = runner(entry)
     shards: list[dict[str, Tensor]] = []
     fresh = 0
@@ -128,11 +128,10 @@ def attack_shard(run: Callable[[Problem], Tensor], problem: Problem) -> dict[str
     """The verdicts by our own judgement, whoever attacked; forwards and backwards are the attack's own."""
     counter = Counter(problem.model).eval()
     counted = Problem(counter, problem.x, problem.y, problem.threat, problem.batch_size, problem.seed)
-    began = time.process_time()
-    x_adv = run(counted)
-    if problem.x.is_cuda:
-        torch.cuda.synchronize()
-    seconds = time.process_time() - began
+    clock = time.perf_counter if problem.x.is_cuda else time.process_time
+    found: list[Tensor] = []
+    seconds = timed(lambda: found.append(run(counted)), problem.x.device, clock)
+    x_adv = found[0]
     with torch.no_grad():
         clean = fooled(problem.model(problem.x), problem.y, targeted=False)
         hit = fooled(problem.model(x_adv), problem.y, targeted=False)
