@@ -39,7 +39,8 @@ def outcomes(result: Result, directory: Path) -> dict[str, Outcomes]:
             if metric is not None and name not in found and _explains(metric, values) and _unique(ids):
                 order = np.argsort(ids, kind="stable")
                 found[name] = Outcomes(ids[order], values[order])
-    return found
+    # A safetensors file gives its tensors in no fixed order; the result's order is the record's.
+    return {metric.name: found[metric.name] for metric in result.metrics if metric.name in found}
 
 
 def aligned(first: Outcomes, second: Outcomes) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
@@ -54,7 +55,7 @@ def _candidates(
     if "ids" not in tensors:
         return
     ids = tensors["ids"].numpy()
-    for key, tensor in (*_from_logits(tensors), *_robust(tensors, names), *tensors.items()):
+    for key, tensor in (*_from_logits(tensors), *_robust(tensors, names), *sorted(tensors.items())):
         if tensor.shape == tensors["ids"].shape and key != "ids":
             yield key if key in names else key.replace(".", "_"), ids, tensor.double().numpy()
 
