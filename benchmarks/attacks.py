@@ -10,11 +10,9 @@ with parameter gradients off. The time of our own attacks contains screening and
 from __future__ import annotations
 
 import argparse
-import gc
 import statistics
 import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -22,33 +20,13 @@ from auditorch.attacks.models import attacking
 from auditorch.attacks.search import fooled
 from auditorch.attacks.threat import Norm, Threat
 from contestants import TASKS, Contestant, Problem, Task, add_peers
+from measuring import Clock, Counter, timed
 from models import SUBJECTS, samples, trained
 from torch import Tensor, nn
 
 EPS: dict[Norm, float] = {"linf": 0.1, "l2": 1.5, "l1": 12.0, "l0": 20.0}
-Clock = Callable[[], float]
 FLOOR_SHARE = 4
 """The floor is timed on one in so many of its passes, each time round."""
-
-
-class Counter(nn.Module):
-    """Counts the samples that pass, forwards and backwards."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        self.forwards = 0
-        self.backwards = 0
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits = self.model(x)
-        self.forwards += len(x)
-        if logits.requires_grad:
-            logits.register_hook(self._count)
-        return logits
-
-    def _count(self, gradient: Tensor) -> None:
-        self.backwards += len(gradient)
 
 
 def main() -> None:
@@ -167,18 +145,6 @@ def bare(task: Task, model: nn.Module, x: Tensor, y: Tensor, batch_size: int) ->
                     leaf = batch.detach().requires_grad_()
                     loss = nn.functional.cross_entropy(model(leaf), label, reduction="sum")
                     torch.autograd.grad(loss, leaf)
-
-
-def timed(work: Callable[[], object], device: torch.device, clock: Clock) -> float:
-    """Seconds by the clock."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    began = clock()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return clock() - began
 
 
 if __name__ == "__main__":

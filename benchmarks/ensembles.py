@@ -24,11 +24,10 @@ from auditorch.attacks.search import fooled
 from auditorch.attacks.statistics import rate_interval
 from auditorch.attacks.threat import Norm, Threat
 from contestants import Problem, add_peers, ours, peer, reference_autoattack
+from measuring import Counter, timed
 from models import SUBJECTS, samples, trained
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-
-from attacks import Counter, timed
 
 SHARD = 250
 CASES = ("slim:linf:0.1", "slim-l2:l2:1.5", "slim-l1:l1:12", "resnet8:linf:0.1", "slim-standard:linf:0.02")
@@ -93,9 +92,11 @@ def measure(
 ) -> dict[str, Tensor]:
     """Per shard of samples: ``robust`` (bool), and ``cost``: forwards, backwards, seconds (processor time on a CPU)."""
     run = runner(entry)
+    if run is None:
+        return {}
     shards: list[dict[str, Tensor]] = []
     fresh = 0
-    for start in range(0, len(x), SHARD) if run else ():
+    for start in range(0, len(x), SHARD):
         stop = min(start + SHARD, len(x))
         label = f"{case.name}-{options.epochs}-{entry}-{options.seed}-{start}-{stop}".replace(":", "_")
         path = options.cache / "verdicts" / f"{label}.safetensors"

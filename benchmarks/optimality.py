@@ -29,10 +29,9 @@ from auditorch.attacks.evasion.sigma_zero import SigmaZero
 from auditorch.attacks.search import fooled
 from auditorch.attacks.threat import NORMS, Norm, Threat
 from contestants import Contestant, Problem, add_peers, batched, ours, peer
+from measuring import Counter
 from models import SUBJECTS, samples, trained
 from torch import Tensor, nn
-
-from attacks import Counter
 
 CASES = ("slim:linf", "slim-l2:l2", "slim-l1:l1", "slim-standard:l0")
 _ORDER: dict[Norm, float] = {"linf": float("inf"), "l2": 2, "l1": 1, "l0": 0}
