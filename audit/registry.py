@@ -32,6 +32,7 @@ BUILTIN: dict[Kind, dict[str, str]] = {
         "transfer": "audit.checks.transfer:Transfer",
         "model_file": "audit.checks.model_file:ModelFile",
         "text_evasion": "audit.checks.text_evasion:TextEvasion",
+        "text_attribution": "audit.checks.text_attribution:TextAttribution",
         "text_trigger": "audit.checks.text_trigger:TextTrigger",
         "text_corruption": "audit.checks.text_corruption:TextCorruption",
         "behaviour": "audit.checks.behaviour:Behaviour",

@@ -39,7 +39,7 @@ def token_embedding(module: nn.Module) -> nn.Embedding:
 @contextmanager
 def embedded(layer: nn.Embedding, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Lets ``change`` replace the vectors that an embedding layer gives, for the block."""
-    handle = layer.register_forward_hook(lambda _module, _inputs, output: change(output))
+    handle = layer.register_forward_hook(lambda *call: change(call[2]))
     try:
         yield
     finally:

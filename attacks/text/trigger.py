@@ -101,7 +101,7 @@ class TriggerSearch:
         telling: Sequence[str],
         rng: random.Random,
     ) -> list[str]:
-        found = list(telling[: self.candidates])
+        found: list[str] = list(telling[: self.candidates])
         found += rng.sample(list(vocabulary), min(self.candidates, len(vocabulary)))
         if gradients is not None and vectors is not None and len(vocabulary):
             passages = [Passage.of(with_trigger(words, victim.text(row))) for row in rows]
@@ -110,7 +110,7 @@ class TriggerSearch:
             steps = (gain / gain.abs().max().clamp_min(1e-12) * 1e4).round()
             top = steps.argsort(descending=True, stable=True)[: self.candidates].tolist()
             found += [vocabulary[i] for i in top]
-        return list(dict.fromkeys(found))
+        return list(dict.fromkeys(map(str, found)))
 
     def _score(self, victim: Victim, rows: Sequence[int], target: int, words: Sequence[str]) -> float:
         logits = victim.outputs(rows, [with_trigger(words, victim.text(row)) for row in rows])

@@ -103,10 +103,11 @@ def describe_target(target: Target, spec: ModelSpec) -> ModelInfo:
 
 def inner(module: nn.Module) -> nn.Module:
     """The user's module inside the wrappers that loading put around it."""
-    while type(module).__module__.startswith(__name__.rpartition(".")[0]) and isinstance(
-        getattr(module, "body", None), nn.Module
-    ):
-        module = module.body
+    while type(module).__module__.startswith(__name__.rpartition(".")[0]):
+        body = getattr(module, "body", None)
+        if not isinstance(body, nn.Module):
+            break
+        module = body
     return module
 
 

@@ -98,9 +98,8 @@ class TokenEncode:
     def offsets(self, texts: Sequence[Any], column: int) -> list[list[Span]] | None:
         """As of the tokenizer; None where it has none, or texts are pairs."""
         del column  # of a single text
-        if not hasattr(self.tokenizer, "offsets") or isinstance(texts[0], tuple):
-            return None
-        return self.tokenizer.offsets(list(texts))
+        offsets = getattr(self.tokenizer, "offsets", None)
+        return None if offsets is None or isinstance(texts[0], tuple) else offsets(list(texts))
 
     def words(self) -> dict[str, int]:
         return dict(getattr(self.tokenizer, "vocabulary", {}))

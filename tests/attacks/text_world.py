@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from auditorch.attacks.text.victim import Raw
@@ -103,9 +104,10 @@ def tiny_bert(folder: Path, classes: tuple[str, ...] = ("negative", "positive"),
         model_input_names=["input_ids", "token_type_ids", "attention_mask"],
     )  # fmt: skip
     torch.manual_seed(0)
+    options: dict[str, Any] = {"num_labels": len(classes)}
     config = BertConfig(
         vocab_size=len(tokens), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
-        max_position_embeddings=longest, num_labels=len(classes), hidden_dropout_prob=0.0,
+        max_position_embeddings=longest, **options, hidden_dropout_prob=0.0,
         id2label=dict(enumerate(classes)), label2id={name: i for i, name in enumerate(classes)},
     )  # fmt: skip
     model = BertForSequenceClassification(config)
@@ -116,7 +118,7 @@ def tiny_bert(folder: Path, classes: tuple[str, ...] = ("negative", "positive"),
     return folder
 
 
-def _teach(model: torch.nn.Module, tokenizer: Callable[..., dict[str, Tensor]]) -> None:
+def _teach(model: Any, tokenizer: Any) -> None:
     """A few steps on sentences of the toy world: enough to tell good from bad."""
     generator = torch.Generator().manual_seed(0)
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -188,7 +187,7 @@ def test_slices_find_the_column_where_the_model_fails(tmp_path: Path) -> None:
     assert rows["source: web"] == (60, 60)
     assert rows["source: fax"] == (40, 0)
     assert rows["words: 1 to 1"] == (60, 60)
-    assert sum(n for name, (n, _) in rows.items() if name.startswith("score")) == 100
+    assert sum(int(n or 0) for name, (n, _) in rows.items() if str(name).startswith("score")) == 100  # type: ignore[arg-type]
     claims = list(check.verify(target(), data, result, FakeContext(tmp_path)))
     assert all(claim.ok for claim in claims), claims
     turned = torch.tensor([[1.0, 0.0]]).repeat(100, 1)
@@ -206,4 +205,3 @@ def test_slices_of_pure_chance_raise_no_alarm(tmp_path: Path) -> None:
         result = Slices(columns=("group",), length=False).run(target(), data, FakeContext(tmp_path))
         alarms += bool(result.findings)
     assert alarms <= 4, "a family of intervals at 95 % fails one time in twenty"
-    assert replace(data, columns={}).columns == {}
