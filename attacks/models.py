@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
@@ -108,7 +109,9 @@ class Compiled:
     @contextmanager
     def caching(self) -> Iterator[None]:
         """Allows as many graphs as there are batch sizes, with and without gradients; torch gives up after eight."""
-        with torch._dynamo.config.patch(recompile_limit=64):
+        with torch._dynamo.config.patch(recompile_limit=64), warnings.catch_warnings():
+            # The compiler looks at the gradient of batches that were filled up, which have none and need none.
+            warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor", category=UserWarning)
             yield
 
 
