@@ -60,7 +60,10 @@ def _projections(
     if layer.in_proj_weight is not None and query is key and key is value:
         out = functional.linear(query, layer.in_proj_weight.detach(), None if bias is None else bias.detach())
 
+        check = tape.unchanged(layer, query)
+
         def then(back: Tensor) -> None:
+            check()
             weight, shift = _linear(tape, layer, query, back)
             _add(tape, layer, {"in_proj_weight": weight, "in_proj_bias": shift})
 
@@ -80,8 +83,10 @@ def _apart(
         matrices = tuple(getattr(layer, name).detach() for name in names)
     biases = (None,) * 3 if layer.in_proj_bias is None else layer.in_proj_bias.detach().chunk(3)
     found: dict[int, tuple[Share, Share]] = {}
+    check = tape.unchanged(layer, *inputs)
 
     def after(place: int, back: Tensor) -> None:
+        check()
         found[place] = _linear(tape, layer, inputs[place], back)
         if len(found) < 3:
             return

@@ -162,6 +162,19 @@ class Tape:
             )
         return widened(back.detach())
 
+    def unchanged(self, layer: nn.Module, *inputs: Tensor) -> Callable[[], None]:
+        """A function that refuses once one of ``inputs`` was changed in place, which would falsify the gradients."""
+        versions = [value._version for value in inputs]
+
+        def check() -> None:
+            if [value._version for value in inputs] != versions:
+                raise UnsupportedError(
+                    f"DP-SGD cannot train {self._name(layer)}: its input is changed in place after it was used; "
+                    "use operations that are not in place"
+                )
+
+        return check
+
     # What happens at each layer
 
     def _watch_layer(self, name: str, layer: nn.Module) -> None:
@@ -229,20 +242,19 @@ class Tape:
 
     def _apply(self, rule: Rule, layer: nn.Module, seen: Tensor) -> Callable[[Tensor], None]:
         seen = seen.detach()
-        version = seen._version
+        check = self.unchanged(layer, seen)
 
         def then(back: Tensor) -> None:
-            if seen._version != version:
-                raise UnsupportedError(
-                    f"DP-SGD cannot train {self._name(layer)}: its input is changed in place after it was used; "
-                    "use operations that are not in place"
-                )
+            check()
             self.add(layer, rule(layer, widened(seen), self.checked(layer, back), self._records))
 
         return then
 
     def _run_again(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[Tensor], None]:
+        check = self.unchanged(layer, *(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)))
+
         def then(back: Tensor) -> None:
+            check()
             back, rows = self.checked(layer, back), self._rows
             self._rows = 0  # the layers inside are not to be recorded again
             try:

@@ -214,6 +214,9 @@ def test_batch_norm_becomes_group_norm_and_says_so() -> None:
     assert replaced.num_groups == 4
     torch.testing.assert_close(replaced.weight.detach(), torch.full((4,), 2.5))
     assert any("1 BatchNorm layer (1) became GroupNorm" in text for text in result.warnings)
+    rates = [float((net.eval()(x).argmax(1) == y).float().mean()) for net in (module, private_structure(module)[0])]
+    told = f"On 16 training records the network was right on {rates[0]:.1%} before the layers were replaced and on "
+    assert any(text.startswith(f"{told}{rates[1]:.1%} after") for text in result.warnings)
     assert isinstance(module.get_submodule("1"), nn.BatchNorm2d)
 
 
@@ -266,6 +269,21 @@ def test_recurrent_layers_become_opacus_own_with_the_same_weights() -> None:
     result = dp_fine_tune(module, x, y, config=replace(NOISE_FREE, max_grad_norm=0.1))
     expected = -clipped_sum(private, x, y, 0.1) / 16
     torch.testing.assert_close(step_of(result, private), expected, rtol=1e-3, atol=1e-6)
+
+
+def test_attention_and_layers_without_a_rule() -> None:
+    """A transformer layer keeps its structure; a layer that must run again is named."""
+    layer = nn.TransformerEncoderLayer(6, 2, 8, dropout=0.0, batch_first=True)
+    module = nn.Sequential(nn.Flatten(1, 2), layer, nn.PReLU(), nn.Flatten(), nn.Linear(36, 3))
+    x, y = data()
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.4, generator=torch.Generator().manual_seed(parameter.numel()))
+    result = dp_fine_tune(module, x, y, config=replace(NOISE_FREE, max_grad_norm=0.2))
+    expected = -clipped_sum(module, x, y, 0.2) / 16
+    torch.testing.assert_close(step_of(result, module), expected, rtol=1e-3, atol=1e-6)
+    assert result.module.state_dict().keys() == module.state_dict().keys()
+    assert result.slow_layers == ("2 (PReLU)",)
+    assert any("no closed form for 2 (PReLU)" in text for text in result.warnings)
 
 
 def test_frozen_parameters_stay() -> None:

@@ -333,6 +333,27 @@ class Changed(nn.Module):
         return second
 
 
+class ChangedAttention(nn.Module):
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer, self.head = layer, nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.unsqueeze(1).clone()
+        out = self.layer(x, x, x)[0] if isinstance(self.layer, nn.MultiheadAttention) else self.layer(x)
+        x.mul_(2)
+        return self.head(out.mean(1))
+
+
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale
+
+
 class Idle(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -365,6 +386,8 @@ class Noisy(nn.Module):
     [
         (Outside(), r"layer\.weight: it is used outside the forward pass"),
         (Changed(), r"head\.weight: its input is changed in place"),
+        (ChangedAttention(nn.MultiheadAttention(4, 2, batch_first=True)), r"in_proj_weight: its input is changed"),
+        (ChangedAttention(Scaled()), r"layer\.scale: its input is changed|modified by an inplace"),
         (Idle(), r"idle\.weight gives no gradient per record"),
         (Noisy(), r"Noisy has no rule .* cannot run it by record"),
         (BatchSecond(), r"rows\.weight gives 2 gradients for 5 records"),
