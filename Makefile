@@ -57,6 +57,8 @@ bench-inference: .venv/.installed  ## Certificates, defenses at inference and co
 bench-privacy: .venv/.installed  ## What a private step costs, beside Opacus; with IDX=DIR also accuracy by epsilon
 	$(BIN)/python benchmarks/privacy.py steps --cpu-time
 	$(if $(IDX),$(BIN)/python benchmarks/privacy.py accuracy --idx $(IDX))
+	$(BIN)/python benchmarks/shadow.py $(if $(IDX),--idx $(IDX))
+	$(BIN)/python benchmarks/leak_detectors.py
 
 bench-text: .venv/.installed  ## PEERS=DIR holds TextAttack, WORDNET=DIR the files of WordNet; needs what demo-text makes
 	$(BIN)/python benchmarks/text.py $(if $(PEERS),--peers $(PEERS)) $(if $(WORDNET),--wordnet $(WORDNET))

@@ -148,7 +148,7 @@ class DPAudit(Check):
             canaries=self.canaries,
             seed=_coin_seed(context.seed),
         )
-        return Audited(found.epsilon, found.bound, found.scores, found.included, budgets[0])
+        return Audited(found.epsilon, found.bound, found.scores, found.included, budgets[0], rate)
 
     def _config(self, seed: int, rate: float, whole: int, n: int) -> DPConfig:
         """The training to be believed, on fewer records: as likely to be drawn, as often, under as much noise."""
@@ -191,6 +191,13 @@ class DPAudit(Check):
                 f"{audited.epsilon:.3g} claimed: this audit could not have refuted it. Plant more canaries, or test "
                 "the same trainer at a smaller epsilon."
             )
+        if audited.budget is not None and audited.wanted_rate is not None:
+            rate = audited.budget.sample_rate
+            if abs(rate / audited.wanted_rate - 1) > 0.05:
+                yield (
+                    f"With so few records the sampling rate is {rate:.3g}, where that of the whole training set is "
+                    f"{audited.wanted_rate:.3g}: raise limit or canaries."
+                )
         if self.train is None and abs(audited.included.mean() - 0.5) > 2 / len(audited.included) ** 0.5:
             yield (
                 f"{int(audited.included.sum())} of {len(audited.included)} canaries are included: fair coins would "
@@ -232,13 +239,16 @@ class DPAudit(Check):
 
 @dataclass(frozen=True, slots=True)
 class Audited:
-    """Attributes: epsilon as claimed, what could be shown, the canaries' scores and membership, the account if any."""
+    """Attributes: epsilon as claimed, what could be shown, the canaries' scores and membership; where a training was
+    made, its account, and the sampling rate of the training to be believed.
+    """
 
     epsilon: float
     bound: LowerBound
     scores: Floats
     included: Mask
     budget: Budget | None
+    wanted_rate: float | None = None
 
     @property
     def broken(self) -> bool:

@@ -87,6 +87,9 @@ def test_fewer_records_keep_the_sampling_rate(tmp_path: Path) -> None:
     result = audited(tmp_path, limit=50, canaries=60, epochs=1)
     assert value(result, "sample_rate") == pytest.approx(15 / 200, rel=0.1)
     assert value(result, "steps") == pytest.approx(200 / 15, abs=2)
+    assert not any("sampling rate is" in text for text in result.warnings)
+    coarse = audited(tmp_path, limit=10, canaries=20, epochs=1, batch_size=5)
+    assert any("sampling rate is" in text for text in coarse.warnings)
     weak = audited(tmp_path, canaries=20, epochs=1, noise_multiplier=0.7)
     assert any("could not have refuted" in text for text in weak.warnings)
 
