@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Protocol
@@ -117,7 +117,7 @@ def evaluate_stream(
     max_forwards: int | None = None,
     max_seconds: float | None = None,
     store: ShardStore | None = None,
-) -> Iterator[AttackOutcome]:
+) -> Generator[AttackOutcome, None, None]:
     """:func:`evaluate` over data that need not fit in memory: one outcome for each shard, in order.
 
     Only the shard at hand is held. :meth:`AttackOutcome.merge` joins the outcomes, without the inputs if so wished;

@@ -118,9 +118,11 @@ class Compiled:
 @contextmanager
 def _explained() -> Iterator[None]:
     """Turns the compiler's own errors into ours."""
+    from torch._dynamo.exc import TorchDynamoException
+
     try:
         yield
-    except torch._dynamo.exc.TorchDynamoException as error:
+    except TorchDynamoException as error:
         reason = str(error).strip().splitlines()[0]
         raise UnsupportedError(f"torch.compile cannot compile the model ({reason}): leave compile off") from error
 

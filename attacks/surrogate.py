@@ -36,7 +36,7 @@ def extract_surrogate(
     queries: int = 5000,
     labels_only: bool = False,
     student: nn.Module | None = None,
-    steps: int = 1000,
+    steps: int | None = None,
     batch_size: int = 128,
     lr: float = 2e-3,
     bounds: tuple[float, float] = (0.0, 1.0),
@@ -53,13 +53,13 @@ def extract_surrogate(
         queries: most model evaluations; inputs beyond are left out.
         labels_only: learn from predicted classes rather than from probabilities.
         student: trained in place; None: a small network for images or vectors.
-        steps: of Adam, with a learning rate that rises to ``lr`` and falls.
+        steps: of Adam, with a learning rate that rises to ``lr`` and falls; None: twenty passes, at least 200.
         generator: on the CPU; None: seed 0.
 
     Raises:
         UnsupportedError: for no inputs, fewer than 10 queries, or a student whose output does not fit.
     """
-    if len(x) == 0 or queries < 10 or steps < 1:
+    if len(x) == 0 or queries < 10 or (steps is not None and steps < 1):
         raise UnsupportedError("extraction needs inputs, queries >= 10 and steps >= 1")
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     asked = x[torch.randperm(len(x), generator=generator)[:queries].to(x.device)]
@@ -70,6 +70,7 @@ def extract_surrogate(
         said = torch.cat([check_logits(model(part), len(part)).float() for part in asked.split(batch_size)])
     wanted = functional.one_hot(said.argmax(1), said.shape[1]).float() if labels_only else said.softmax(1)
     module = _student(x, said.shape[1], generator) if student is None else student
+    steps = max(20 * len(asked) // batch_size, 200) if steps is None else steps
     _fit(module.to(x.device), asked, wanted, steps, batch_size, lr, generator)
     with torch.no_grad():
         again = torch.cat([module(part) for part in asked[:own].split(batch_size)])
