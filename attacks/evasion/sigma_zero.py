@@ -23,7 +23,8 @@ class SigmaZero:
 
     Descends, by Adam as in the authors' code, on the margin plus ``sum d^2 / (d^2 + sigma)`` over the perturbation's
     entries d, their number divided out. Entries below a threshold, which rises while the model is fooled and falls
-    while it is not, become zero. Of what was found, the smallest entries are undone by bisection at the end.
+    while it is not, become zero. Of what was found, the smallest entries are undone by bisection at the end; the rest
+    are pushed to the bounds, which costs nothing in l0, and undone one by one where the model is fooled without them.
 
     Args:
         steps: gradient steps, >= 1.
@@ -32,6 +33,7 @@ class SigmaZero:
             tenth.
         threshold: of the first step, as a share of the bounds' width.
         threshold_rate: change of the threshold in the first step.
+        prunings: how many entries to try to undo one by one, those that matter least first; a forward pass each.
     """
 
     steps: int = 300
@@ -39,6 +41,7 @@ class SigmaZero:
     step_size: float = 1.0
     threshold: float = 0.3
     threshold_rate: float = 0.01
+    prunings: int = 16
 
     norms: ClassVar[tuple[Norm, ...]] = ("l0",)
     access: ClassVar[Access] = "gradients"
@@ -47,6 +50,8 @@ class SigmaZero:
     def __post_init__(self) -> None:
         if self.steps < 1 or min(self.sigma, self.step_size, self.threshold_rate) <= 0 or self.threshold < 0:
             raise UnsupportedError("SigmaZero needs steps >= 1, positive sigma, step_size and rate, and threshold >= 0")
+        if self.prunings < 0:
+            raise UnsupportedError(f"prunings of SigmaZero is {self.prunings}: it must be at least 0")
 
     def __call__(self, model: Model, x: Tensor, y: Tensor, threat: Threat, *, generator: Randomness = None) -> Tensor:
         """The sparsest adversarial inputs found, shape of ``x``; see :class:`~auditorch.attacks.attack.Attack`."""
@@ -70,7 +75,32 @@ class SigmaZero:
             threshold = (threshold + self.threshold_rate * rate * torch.where(hit, 1.0, -1.0)).clamp(0, 1)
             delta = torch.where(delta.abs() < column(threshold * width, x), 0.0, delta)
         closest.record(x + delta, fooled(forward(model, x + delta), y, targeted=threat.targeted))
-        return closest.tighten(model, y)
+        closest.tighten(model, y)
+        if self.prunings:
+            self._prune(model, closest, y)
+        return closest.x_adv
+
+    def _prune(self, model: Model, closest: Closest, y: Tensor) -> None:
+        """Pushes what is changed to the bounds, then undoes it one by one where the model is fooled without."""
+        rows = closest.found.nonzero().squeeze(1)
+        if len(rows) == 0:
+            return
+        threat, x, point, label = closest.threat, closest.x[rows], closest.x_adv[rows], y[rows]
+        low, high = threat.bounds
+        sign = -1.0 if threat.targeted else 1.0
+        _, lead, gradient = input_gradient(model, point, lambda z: sign * margin(z, label))
+        changed = point != x
+        pushed = torch.where(changed & (gradient != 0), torch.where(gradient > 0, high, low), point)
+        logits = forward(model, pushed)
+        further = fooled(logits, label, targeted=threat.targeted) & (sign * margin(logits, label) > lead)
+        point = torch.where(column(further, x), pushed, point)
+        matters = ((point - x) * gradient).abs().masked_fill(point == x, float("inf")).flatten(1)
+        least = matters.topk(min(self.prunings, matters.shape[1]), dim=1, largest=False).indices
+        for feature in least.split(1, dim=1):
+            without = point.flatten(1).scatter(1, feature, x.flatten(1).gather(1, feature)).view_as(x)
+            hit = fooled(forward(model, without), label, targeted=threat.targeted)
+            closest.record(without, hit, rows)
+            point = torch.where(column(hit, x), without, point)
 
     def _sparsity_gradient(self, delta: Tensor) -> Tensor:
         return 2 * self.sigma * delta / (delta.square() + self.sigma).square()

@@ -172,15 +172,27 @@ def test_log_odds_point_where_the_cross_entropy_does() -> None:
 
 
 def test_gradient_steps_are_what_the_settings_say() -> None:
-    """Backward passes a sample: the linear start (one for each other class) and the steps."""
+    """Backward passes a sample: the linear start (one for each other class) or the end (one for l0), and the steps."""
     problem = linear_problem(4, (12,), 3)
-    for attack, most in ((DDN(steps=20), 22), (FMN(steps=20), 22), (SigmaZero(steps=20), 20), (FABT(steps=10), 20)):
+    for attack, most in ((DDN(steps=20), 22), (FMN(steps=20), 22), (SigmaZero(steps=20), 21), (FABT(steps=10), 20)):
         counting = CountingModel(problem.model)
         attack(counting, problem.x, problem.y, Threat(attack.norms[0], 1.0))
         assert counting.backwards == 4 * most
     counting = CountingModel(problem.model)
     CarliniWagner(steps=50, binary_search_steps=4)(counting, problem.x, problem.y, Threat("l2", 1.0))
     assert counting.backwards <= 4 * 200
+
+
+def test_pruning_undoes_what_sigma_zero_changes_in_vain() -> None:
+    model, x, y = _curved()
+    threat = Threat("l0", 16)
+    with_, without = (
+        evaluate(SigmaZero(steps=8, prunings=prunings), model, x, y, threat).distance for prunings in (16, 0)
+    )
+    assert (with_ <= without).all()
+    assert with_.sum() < without.sum()
+    with pytest.raises(UnsupportedError, match="prunings"):
+        SigmaZero(prunings=-1)
 
 
 def test_fab_inside_stops_at_the_radius_and_restarts_draw_from_the_streams() -> None:
