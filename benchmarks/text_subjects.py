@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import re
+import string
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 CLASSES = ("negative", "positive")
-_WORD = re.compile(r"\w+|[^\w\s]")
+_APART = {ord(mark): f" {mark} " for mark in string.punctuation}
+
+
+def words_of(text: str) -> list[str]:
+    """Lower-case words and punctuation marks."""
+    return text.lower().translate(_APART).split()
 
 
 class WordTokenizer:
@@ -29,9 +34,8 @@ class WordTokenizer:
         self.longest = longest
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        rows = [
-            [self.vocabulary.get(word, 1) for word in _WORD.findall(text.lower())][: self.longest] for text in texts
-        ]
+        get = self.vocabulary.get
+        rows = [[get(word, 1) for word in words_of(text)][: self.longest] for text in texts]
         longest = max(map(len, rows)) + 2
         flat = chain.from_iterable(row + [0] * (longest - len(row)) for row in rows)
         return torch.from_numpy(np.fromiter(flat, np.int64, len(rows) * longest).reshape(len(rows), longest))
@@ -70,7 +74,7 @@ class Subject:
     @property
     def deduplicated(self) -> EncodedModel:
         """The same as our checks call it."""
-        return EncodedModel(self.encode, self.module, torch.device("cpu"))  # type: ignore[arg-type]
+        return EncodedModel(self.encode, self.module, torch.device("cpu"), 32)  # type: ignore[arg-type]
 
 
 def snippets(path: Path) -> tuple[list[str], Tensor]:
@@ -89,7 +93,7 @@ def minilm(folder: Path) -> Subject:
 def cnn(folder: Path) -> Subject:
     """A CNN trained for a few seconds on the example's training texts."""
     texts, y = snippets(folder / "train.csv")
-    counts = Counter(word for text in texts for word in set(_WORD.findall(text.lower())))
+    counts = Counter(word for text in texts for word in set(words_of(text)))
     tokenizer = WordTokenizer([word for word, n in counts.most_common(8000) if n > 1])
     torch.manual_seed(0)
     model = WordCNN(len(tokenizer.vocabulary) + 2)

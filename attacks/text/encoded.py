@@ -42,6 +42,9 @@ class EncodedModel:
                 firsts.append(i)
             owner.append(known)
         distinct = x[torch.tensor(firsts)] if len(place) < len(x) else x
-        parts = [self.module(part.to(self.device)).float().cpu() for part in distinct.split(self.rows)]
+        # What pads the longest of all is more than most batches need.
+        trimmed = getattr(self.encode, "trimmed", None)
+        batches = distinct.split(self.rows) if trimmed is None else map(trimmed, distinct.split(self.rows))
+        parts = [self.module(part.to(self.device)).float().cpu() for part in batches]
         found = torch.cat(parts)
         return found[torch.tensor(owner)] if len(place) < len(x) else found

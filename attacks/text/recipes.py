@@ -83,7 +83,7 @@ class Limits:
 
 def deepwordbug(_: Resources) -> TextAttack:
     """Swapped, substituted, deleted and inserted characters; edit distance at most 30 (arXiv 1801.04354)."""
-    return TextAttack((Characters(tries=1),), (KEEP_STOPWORDS, EditDistance(30)), Importance("unk"))
+    return TextAttack((Characters(tries=1),), (KEEP_STOPWORDS, EditDistance(30)), Importance("unk", again=4))
 
 
 def characters(_: Resources) -> TextAttack:

@@ -30,17 +30,22 @@ class Importance:
         ranking: importance of a word: what its deletion does (``delete``), what ``[UNK]`` in its place does
             (``unk``), that combined with its best edit (``saliency``: PWWS, Ren et al., ACL 2019), the size of the
             gradient (``gradient``), the order of the text, or none.
+        again: when all words were tried in vain, so many of the first get another edit in place of the one they have,
+            for attacks whose edits are drawn at random.
     """
 
     ranking: Ranking = "delete"
+    again: int = 0
 
     def run(self, case: Case) -> Asking[Judged]:
         if self.ranking == "saliency":
             return (yield from _by_saliency(case))
         order = yield from _ranked(case, self.ranking)
-        current = case.start
-        for slot in order:
-            tried = yield from case.judge((yield from case.neighbours(current.passage, (slot,))))
+        current, original = case.start, case.start.passage
+        for slot in (*order, *order[: self.again]):
+            # The second time round the word is edited afresh, so that it still bears a single edit.
+            bare = current.passage.with_word(slot, original.words[slot])
+            tried = yield from case.judge((yield from case.neighbours(bare, (slot,))))
             top = best(tried)
             if top is not None and (top.broken or top.score > current.score):
                 current = top

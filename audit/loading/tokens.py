@@ -41,6 +41,11 @@ class HuggingFaceEncode:
             *columns, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt", **options
         )
 
+    def trimmed(self, x: Tensor) -> Tensor:
+        """Encoded texts without the places that are padding for all of them."""
+        used = x[:, 1].bool().any(0)
+        return x if bool(used.all()) else x[:, :, used]
+
     def too_long(self, texts: Sequence[Any]) -> int:
         """How many of the texts are cut."""
         columns = ([a for a, _ in texts], [b for _, b in texts]) if isinstance(texts[0], tuple) else (list(texts),)

@@ -16,6 +16,7 @@ from auditorch.attacks.text.constraints.edit_distance import EditDistance, edit_
 from auditorch.attacks.text.constraints.meaning import Fluency, PartOfSpeech, Similarity
 from auditorch.attacks.text.constraints.stopwords import KEEP_STOPWORDS, STOPWORDS
 from auditorch.attacks.text.constraints.words import MaxWordsChanged, Protected, ShortestWord
+from auditorch.attacks.text.encoded import EncodedModel
 from auditorch.attacks.text.engine import TextOutcome, attack_texts
 from auditorch.attacks.text.passage import Passage
 from auditorch.attacks.text.recipes import RECIPES, SEARCHES, Limits, Resources, build
@@ -383,3 +384,34 @@ def test_genetic_search_mixes_parents_within_the_limits() -> None:
     for text, own in zip(TEXTS, outcome.edits, strict=True):
         assert len(own) <= max(1, len(Passage.of(text)) // 2)
     assert outcome.success[0]
+
+
+def test_a_second_try_edits_the_word_afresh() -> None:
+    def first_letter(raws: Sequence[Raw]) -> torch.Tensor:
+        s = torch.tensor([1.0 if str(raw).startswith("g") else -1.0 for raw in raws])
+        return torch.stack([-s, s], 1)
+
+    texts, labels = ["great"] * 100, torch.ones(100, dtype=torch.int64)
+    won = {}
+    for again in (0, 1):
+        attack = TextAttack((Characters(("substitute",), 1),), (EditDistance(1),), Importance("order", again=again))
+        won[again] = int(attack_texts(attack, first_letter, texts, labels).success.sum())
+    # One of five letters decides: a fifth succeed at once, and a fifth of the rest on the second try.
+    assert won[0] == pytest.approx(20, abs=12)
+    assert won[1] == pytest.approx(36, abs=14)
+    assert won[1] > won[0]
+
+
+def test_equal_encodings_are_computed_once_and_answered_in_order() -> None:
+    seen: list[int] = []
+
+    def module(x: torch.Tensor) -> torch.Tensor:
+        seen.append(len(x))
+        return torch.stack([x.sum(1), -x.sum(1)], 1).float()
+
+    def lengths(texts: Sequence[str]) -> torch.Tensor:
+        return torch.tensor([[len(text), 7] for text in texts])
+
+    model = EncodedModel(lengths, module, torch.device("cpu"), rows=2)
+    assert model(["a", "bb", "c", "dd", "eee"])[:, 0].tolist() == [8, 9, 8, 9, 10]
+    assert seen == [2, 1]

@@ -370,7 +370,7 @@ def test_weights_named_as_a_model_and_missing_files(folder: Path) -> None:
     assert "no such file" in refusal(spec_of(folder, weights="absent.safetensors"))
     assert "this is a folder" in refusal(spec_of(folder, weights="."))
     assert "not supported yet" in refusal(spec_of(folder, None, source="https://host/model"), UnsupportedError)
-    assert "text is not supported yet" in refusal(spec_of(folder, modality="text"), UnsupportedError)
+    assert "neither parquet nor UTF-8 text" in refusal(spec_of(folder, modality="text"), DataError)
     (folder / "m.safetensors").write_bytes((folder / "m.safetensors").read_bytes()[:-8])
     assert "damaged safetensors file" in refusal(spec_of(folder, weights="m.safetensors"))
     torch.save([1, 2], folder / "m.pt")

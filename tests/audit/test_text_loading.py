@@ -56,6 +56,8 @@ def test_a_hugging_face_folder_answers_as_transformers_does(project: Path) -> No
     with torch.no_grad():
         expected = torch.cat([model(**tokenizer(text, return_tensors="pt")).logits for text in raw])
     assert torch.allclose(target.logits(raw), expected, atol=1e-5), "padding must not matter"
+    x = target.encode(["good film", "a great and fine story told well"])
+    assert torch.equal(target.encode.trimmed(x[:1]), target.encode(["good film"]))  # type: ignore[attr-defined]
     assert target.modality == "text"
     described = describe_target(target, parse_spec({"version": 1, "model": {"source": "bert"}, "data": {"source": "x"},
                                                     "checks": ["performance"]}, project).model)  # fmt: skip
