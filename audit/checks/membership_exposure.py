@@ -14,6 +14,9 @@ from ...privacy.membership.roc import Estimate, Roc, TPRAtFPR, advantage, balanc
 from ...reports.record import Metric
 from .metrics import estimate, percent, rate
 
+STEADY = 20
+"""So many non-members above a threshold fix it well enough."""
+
 
 @dataclass(frozen=True, slots=True)
 class Group:

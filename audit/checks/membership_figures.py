@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from ...attacks.statistics import rate_intervals
 from ...privacy.membership.roc import roc
 from ...reports.record import Chart, Figure, Line, Table
-from .membership_exposure import Exposure
+from .membership_exposure import STEADY, Exposure
 from .metrics import percent
 
 _EXPOSED = 10
@@ -18,6 +19,7 @@ _POINTS = 200
 
 def figures(exposure: Exposure, classes: tuple[str, ...], kind: str) -> Iterator[Figure]:
     yield _roc_chart(exposure)
+    yield _rates(exposure)
     yield _distributions(exposure, kind)
     yield _by_class(exposure, classes)
     yield _most_exposed(exposure, classes, kind)
@@ -51,6 +53,22 @@ def _roc_chart(exposure: Exposure) -> Chart:
                 low=tuple(low.tolist()),
                 high=tuple(high.tolist()),
             ),
+        ),
+    )
+
+
+def _rates(exposure: Exposure) -> Table:
+    """At each rate, how many non-members its threshold rests on, and how many it would take to trust it."""
+    n = len(exposure.nonmembers)
+    return Table(
+        id="rates",
+        title="Members found at low false alarm",
+        caption=f"A rate is resolved from 1 / rate non-members on, and steady from {STEADY} / rate on; here are {n}. "
+        "Intervals are exact (Clopper-Pearson), given the threshold.",
+        columns=("false positive rate", "members found", "from", "to", "rate achieved", "resolved from", "steady from"),
+        rows=tuple(
+            (percent(fpr), at.value, at.low, at.high, at.fpr_achieved, math.ceil(1 / fpr), math.ceil(STEADY / fpr))
+            for fpr, at in exposure.at_fpr.items()
         ),
     )
 

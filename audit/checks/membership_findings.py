@@ -10,10 +10,8 @@ from ...attacks.statistics import rate_interval
 from ...privacy.membership.roc import TPRAtFPR
 from ...reports.record import Finding
 from . import standards
-from .membership_exposure import Exposure
+from .membership_exposure import STEADY, Exposure
 from .metrics import percent
-
-_FEW = 20
 
 
 def warnings(exposure: Exposure) -> Iterator[str]:
@@ -25,7 +23,7 @@ def warnings(exposure: Exposure) -> Iterator[str]:
                 f"TPR at {percent(fpr)} FPR cannot be resolved: it needs at least {int(np.ceil(1 / fpr))} "
                 f"non-members, there are {n}. It is given for no false positive at all, and may be too low."
             )
-        elif allowed < _FEW:
+        elif allowed < STEADY:
             yield (
                 f"TPR at {percent(fpr)} FPR rests on the {allowed} highest of {n} non-members: the threshold is "
                 "itself uncertain, and the interval does not include that."

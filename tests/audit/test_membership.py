@@ -174,6 +174,10 @@ def test_figures_say_who_is_exposed(tmp_path: Path) -> None:
     assert (curve.x_scale, curve.y_scale, curve.diagonal) == ("log", "log", True)
     assert all(x > 0 for x in curve.lines[0].x)
     assert (curve.lines[0].x[-1], curve.lines[0].y[-1]) == (1, 1)
+    rates = figures["rates"]
+    assert isinstance(rates, Table)
+    assert [row[5:] for row in rates.rows] == [(100, 2000), (1000, 20000)]
+    assert rates.rows[0][1] == metric(result, "tpr_at_fpr_0.01").value
     assert isinstance(exposed, Table)
     scores = [row[2] for row in exposed.rows]
     assert scores == sorted(scores, key=lambda score: -float(score or 0))

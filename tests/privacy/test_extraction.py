@@ -4,6 +4,7 @@ import pytest
 import torch
 from auditorch.attacks.errors import UnsupportedError
 from auditorch.privacy.extraction.copying import CopyConfig, Extraction, steal, surprise
+from auditorch.privacy.shadow.fresh import fresh
 from torch import Tensor, nn
 
 
@@ -35,9 +36,9 @@ def test_a_copy_comes_to_agree_within_its_budget(attack: Extraction) -> None:
         asked.append(x)
         return victim()(x)
 
-    thief, fresh = copy(), agreement(copy().eval(), victim(), pool(seed=9))
+    thief, untrained = copy(), agreement(copy().eval(), victim(), pool(seed=9))
     stolen = steal(ask, thief, pool(), CopyConfig(attack, budget=600, epochs=15, lr=1e-2, rounds=3))
-    assert fresh < 0.5
+    assert untrained < 0.5
     assert agreement(stolen.module, victim(), pool(seed=9)) > 0.78
     assert sum(map(len, asked)) == 600 == len(stolen.asked.unique())
     assert torch.equal(torch.cat(asked), pool()[stolen.asked])
@@ -62,8 +63,8 @@ def test_adaptive_rounds_ask_where_the_copy_is_least_sure() -> None:
     with torch.no_grad():
         line.weight.copy_(torch.tensor([[1.0], [-1.0]]))
         line.bias.zero_()
-    config = CopyConfig("knockoff_adaptive", budget=120, rounds=2, epochs=20, lr=0.05)
-    stolen = steal(line, nn.Linear(1, 2), torch.cat([clear, close]), config)
+    config = CopyConfig("knockoff_adaptive", budget=120, rounds=2, epochs=150, lr=0.05)
+    stolen = steal(line, fresh(nn.Linear(1, 2), 0), torch.cat([clear, close]), config)
     assert int((stolen.asked[60:] >= 600).sum()) > 45
     assert int((stolen.asked[:60] >= 600).sum()) < 15
 
