@@ -9,7 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from ...attacks.errors import UnsupportedError
+from ...defenses.compression.quantization import Quantized
 from .borrow import explaining
+
+_CONVOLUTIONS = (nn.Conv2d, Quantized)
+"""Quantised linear layers among them give no maps, which is what counts."""
 
 
 def grad_cam_layer(module: nn.Module, x: Tensor, name: str | None = None) -> str:
@@ -22,11 +26,11 @@ def grad_cam_layer(module: nn.Module, x: Tensor, name: str | None = None) -> str
         UnsupportedError: when there is no such layer; names the convolutions that exist.
     """
     if name is not None and name not in dict(module.named_modules()):
-        known = [own for own, part in module.named_modules() if isinstance(part, nn.Conv2d)]
+        known = [own for own, part in module.named_modules() if isinstance(part, _CONVOLUTIONS)]
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"Did you mean {near[0]!r}?" if near else f"Convolutions: {', '.join(known) or 'none'}."
         raise UnsupportedError(f"the model has no layer {name!r}. {hint}")
-    ran = _ran(module, x[:1], lambda own, part: own == name if name is not None else isinstance(part, nn.Conv2d))
+    ran = _ran(module, x[:1], lambda own, part: own == name if name is not None else isinstance(part, _CONVOLUTIONS))
     maps = [own for own, shape in ran if len(shape) == 4 and shape[2] * shape[3] > 1]
     if maps:
         return maps[-1]

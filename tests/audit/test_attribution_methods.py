@@ -12,6 +12,7 @@ from auditorch.attacks.errors import UnsupportedError
 from auditorch.audit.attribution.baselines import make_baseline
 from auditorch.audit.attribution.layers import grad_cam_layer
 from auditorch.audit.attribution.methods import METHODS, Method, attribute, control_grid, relevance
+from auditorch.defenses.compression.quantization import quantize
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -270,6 +271,12 @@ class Shortcut(nn.Module):
 def test_grad_cam_takes_the_last_convolution_that_runs_and_has_places() -> None:
     assert grad_cam_layer(Shortcut(), images()) == "late"
     assert grad_cam_layer(Shortcut(), images(), "early") == "early"
+
+
+def test_grad_cam_finds_convolutions_on_integers() -> None:
+    module = Shortcut()
+    quantize(module, "dynamic")
+    assert grad_cam_layer(module, images()) == "late"
 
 
 def test_grad_cam_without_a_layer_says_so() -> None:
