@@ -74,7 +74,7 @@ class Subject:
     @property
     def deduplicated(self) -> EncodedModel:
         """The same as our checks call it."""
-        return EncodedModel(self.encode, self.module, torch.device("cpu"), 32)  # type: ignore[arg-type]
+        return EncodedModel(self.encode, self.module, torch.device("cpu"))  # type: ignore[arg-type]
 
 
 def snippets(path: Path) -> tuple[list[str], Tensor]:

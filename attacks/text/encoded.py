@@ -20,13 +20,13 @@ class EncodedModel:
     Attributes:
         encode: raw texts to token ids, first axis the texts.
         module: encoded texts to logits ``(n, k)``.
-        rows: texts given to the module at a time.
+        rows: texts given to the module at a time; :func:`fitting_rows` when 0.
     """
 
     encode: Callable[[Any], Tensor]
     module: nn.Module | Callable[[Tensor], Tensor]
     device: torch.device
-    rows: int = 128
+    rows: int = 0
 
     @torch.no_grad()
     def __call__(self, raws: Sequence[Any]) -> Tensor:
@@ -44,7 +44,16 @@ class EncodedModel:
         distinct = x[torch.tensor(firsts)] if len(place) < len(x) else x
         # What pads the longest of all is more than most batches need.
         trimmed = getattr(self.encode, "trimmed", None)
-        batches = distinct.split(self.rows) if trimmed is None else map(trimmed, distinct.split(self.rows))
+        split = distinct.split(self.rows or fitting_rows(self.module, self.device))
+        batches = split if trimmed is None else map(trimmed, split)
         parts = [self.module(part.to(self.device)).float().cpu() for part in batches]
         found = torch.cat(parts)
         return found[torch.tensor(owner)] if len(place) < len(x) else found
+
+
+def fitting_rows(module: nn.Module | Callable[[Tensor], Tensor], device: torch.device) -> int:
+    """Rows that fill a device, or that leave the activations of a large model within a processor's caches."""
+    if device.type != "cpu":
+        return 256
+    parameters = module.parameters() if isinstance(module, nn.Module) else ()
+    return 32 if sum(parameter.numel() for parameter in parameters) > 2_000_000 else 256

@@ -103,7 +103,8 @@ def _search(attack: TextAttack, text: str, score: float, key: str, budget: int) 
             Judged(passage, score, broken=False),
             attack.slots(passage),
             attack.transformations,
-            attack.constraints,
+            # Those that speak of slots alone are kept by editing no others.
+            tuple(constraint for constraint in attack.constraints if not constraint.by_slot),
             rng,
             budget,
         )

@@ -56,9 +56,7 @@ class Texts:
 
     def logits(self, raws: Sequence[Raw]) -> Tensor:
         """Float32 logits ``(m, k)`` on the CPU of a batch of raw inputs."""
-        target = self.target
-        rows = 32 if target.device.type == "cpu" else 256  # what fits the caches, what fills the device
-        return EncodedModel(target.encode, target.module, target.device, rows)(raws)
+        return EncodedModel(self.target.encode, self.target.module, self.target.device)(raws)
 
     def require_finite(self, logits: Tensor) -> None:
         """Refuses logits of the samples that are NaN or infinite.

@@ -15,7 +15,7 @@ from auditorch.audit.errors import AuditError, DataError, ModelError, UnsafeMode
 from auditorch.audit.loading.model import describe_target, load
 from auditorch.audit.loading.tables_of_text import read_text_table
 from auditorch.audit.samples import Samples
-from auditorch.audit.spec import parse_spec
+from auditorch.audit.spec import load_spec, parse_spec
 from auditorch.audit.target import Target
 
 from ..attacks.text_world import tiny_bert
@@ -262,3 +262,9 @@ def test_not_utf8_says_so(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_bytes("text,label\nna\xefve,1\n".encode("latin-1"))
     with pytest.raises(DataError, match="UTF-8"):
         read_text_table(tmp_path / "t.csv", None, None, None)
+
+
+def test_the_example_asks_for_checks_and_gates_that_exist() -> None:
+    spec = load_spec(Path(__file__).parents[2] / "examples" / "sentiment" / "audit.yaml")
+    assert {check.name for check in spec.checks} >= {"performance", "text_evasion", "behaviour", "text_trigger"}
+    assert all(gate.expression.partition(".")[0] in {check.id for check in spec.checks} for gate in spec.gates)

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from ..passage import Passage
 from ..requests import Asking
 
 
 class Constraint(Protocol):
-    """A frozen dataclass that says which versions of a text are allowed, and which of its words may be edited."""
+    """A frozen dataclass that says which versions of a text are allowed, and which of its words may be edited.
+
+    ``by_slot``: whether editing only what is ``editable`` keeps it.
+    """
+
+    by_slot: ClassVar[bool]
 
     def editable(self, original: Passage) -> Sequence[bool]:
         """For each slot, whether it may be edited at all."""
@@ -24,6 +29,8 @@ class Constraint(Protocol):
 
 class Plain:
     """Base of constraints that need nothing but the two texts."""
+
+    by_slot: ClassVar[bool] = False
 
     def editable(self, original: Passage) -> Sequence[bool]:
         return [True] * len(original)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -17,6 +18,8 @@ class Similarity:
 
     The embeddings come from the service ``sentences`` (:class:`~.encoders.SentenceEncoder`).
     """
+
+    by_slot: ClassVar[bool] = False
 
     at_least: float = 0.8
 
@@ -37,6 +40,8 @@ class Fluency:
     The losses come from the service ``fluency``: mean negative log likelihood of a text (float).
     """
 
+    by_slot: ClassVar[bool] = False
+
     at_most: float = 1.0
 
     def editable(self, original: Passage) -> Sequence[bool]:
@@ -54,6 +59,8 @@ class PartOfSpeech:
     Attributes:
         tags: a tagger: the possible parts of speech of a word, empty where it knows none (then nothing is refused).
     """
+
+    by_slot: ClassVar[bool] = False
 
     tags: Callable[[str], frozenset[str]]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ..passage import Passage
 from .base import Plain
@@ -23,6 +24,8 @@ class MaxWordsChanged(Plain):
 class Protected(Plain):
     """Words that stay as they are, upper and lower case alike: names, product codes, words that decide the label."""
 
+    by_slot: ClassVar[bool] = True
+
     words: frozenset[str]
 
     @classmethod
@@ -39,6 +42,8 @@ class Protected(Plain):
 @dataclass(frozen=True, slots=True)
 class ShortestWord(Plain):
     """Words of fewer characters stay as they are. Unsegmented scripts have words of one character."""
+
+    by_slot: ClassVar[bool] = True
 
     characters: int = 2
 
