@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from .errors import SpecError
 from .spec import Spec
@@ -17,10 +18,18 @@ def require_files(spec: Spec) -> None:
     problems = [
         f"{where}: {name}: no such file or folder (looked in {spec.base_dir.resolve()})"
         for where, name in _named(spec)
-        if not spec.resolve(_file_of(name)).exists()
+        if not _exists(spec.resolve(_file_of(name)))
     ]
     if problems:
         raise SpecError("\n".join(problems))
+
+
+def _exists(path: Path) -> bool:
+    """Also for names that no file system takes: too long, or with a zero byte."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
 
 
 def _named(spec: Spec) -> Iterator[tuple[str, str]]:

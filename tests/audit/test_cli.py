@@ -341,6 +341,15 @@ def test_spec_and_record_obey_the_printed_schemas(folder: Path) -> None:
     jsonschema.validate(record["spec"], json.loads(call("schema", "spec").stdout))
 
 
+@pytest.mark.parametrize("name", ["x" * 5000, "a\\0b.npz"], ids=["too long", "zero byte"])
+def test_a_file_name_that_no_system_takes_is_a_clean_error(folder: Path, name: str) -> None:
+    text = (folder / "audit.yaml").read_text()
+    (folder / "audit.yaml").write_text(text.replace("source: test.npz", f'source: "{name}"'))
+    done = call("validate", str(folder / "audit.yaml"))
+    assert done.exit_code == 2
+    assert "no such file" in done.stderr
+
+
 def test_names_cannot_steer_the_terminal(folder: Path) -> None:
     from auditorch.audit.verdict import verdict_table
 

@@ -44,7 +44,8 @@ SMALL = """version: 1
 model: {factory: model.py:build, weights: model.safetensors}
 data: {source: test.npz, limit: 30}
 checks: [{performance: {resamples: 100}}, {evasion: {id: linf, attack: fgsm, norm: linf, eps: 0.1, diagnostics: false}}]
-gates: [linf.robust_accuracy >= 0.1 and performance.recall[0] > 0]
+gates:
+  - linf.robust_accuracy >= 0.1 and performance.recall[0] > 0
 """
 
 ODD = (
@@ -174,7 +175,8 @@ def read_somehow(project: Path, content: bytes, data: st.DataObject) -> None:
         case "compare":
             clean(call("compare", str(project / "out"), out, "--markdown", str(project / "c.md")), 0, 2)
         case "verify":
-            clean(call("verify", out, "--no-model", "--quiet"), *((0,) if same else (1, 2)))
+            # An unchanged record can still be beside the page of an earlier mutation.
+            clean(call("verify", out, "--no-model", "--quiet"), *((0, 1) if same else (1, 2)))
         case _:
             clean(call("reproduce", out, "absent"), 2)
 
