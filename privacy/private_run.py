@@ -26,6 +26,9 @@ Augment = Callable[[Tensor, torch.Generator], Tensor]
 _MEMORY = 2**22
 """Numbers that one pass keeps for its gradients by record: 16 MiB in float32, so that they stay near the processor."""
 
+_MOST_MEMORY = 2**27
+"""Numbers that they may take at most: 512 MiB."""
+
 _PROBED = (2, 3)
 
 
@@ -172,9 +175,8 @@ class PrivateRun:
         index = self.draw()
         self._begin_sums(self.streams.generator("noise", self.state.steps, self.device))
         with self._random_layers():
-            for part in self.ranks.share(index).split(max(1, self.physical // self.config.views)):
-                if len(part):
-                    self._accumulate(part)
+            for part in self._parts(self.ranks.share(index)):
+                self._accumulate(part)
         self.state.empty += not len(index)
         self._finish_sums()
         for parameter, total in zip(self.parameters, self.sums, strict=True):
@@ -183,6 +185,13 @@ class PrivateRun:
         self.optimizer.step()
         self.state.steps += 1
         self._average()
+
+    def _parts(self, index: Tensor) -> tuple[Tensor, ...]:
+        """Parts of equal size that fit in memory; a size of our own choice may be exceeded by half."""
+        if not len(index):
+            return ()
+        needed = len(index) * self.config.views / self.physical
+        return index.tensor_split(math.ceil(needed) if self.config.physical_batch else max(1, round(needed)))
 
     def _begin_sums(self, generator: torch.Generator) -> None:
         """Fills the gradient with its noise, in the first process; weights and noise are divided by the expected batch
@@ -291,7 +300,7 @@ class PrivateRun:
                 self._compare(index, gradients)
                 if not config.physical_batch:
                     held = sum(numbers(share) for share in gradients.shares) / len(index)
-                    self.physical = max(16, min(1024, round(_MEMORY / max(1.0, held))))
+                    self.physical = _rows_at_once(max(1.0, held))
         finally:
             self.config, self.task = config, task
             for layer, mode in modes.items():
@@ -366,6 +375,13 @@ class PrivateRun:
         self.optimizer.load_state_dict({**full, "state": per_parameter})
         if self.averages is not None:
             self.averages = [tensors[f"ema.{place}"].to(self.device) for place in range(len(self.parameters))]
+
+
+def _rows_at_once(held: float) -> int:
+    """How many rows go through together when each keeps ``held`` numbers: few enough to stay near the processor, but
+    not so few that the passes themselves get slow, unless memory demands it."""
+    least = min(64.0, _MOST_MEMORY / held)
+    return max(1, round(min(1024.0, max(least, _MEMORY / held))))
 
 
 def train_mode(module: nn.Module) -> None:
