@@ -100,11 +100,17 @@ def train_shadows(
         on_samples: called after each step with the number of records, over all models, that it used.
 
     Raises:
-        UnsupportedError: with fewer than 4 records, or when the architecture cannot be stacked as asked.
+        UnsupportedError: with fewer than 4 records, for a module without parameters, or when the architecture cannot be
+            stacked as asked.
         AuditError: when training diverges.
     """
     if len(x) != len(y) or len(x) < 4:
         raise UnsupportedError(f"{len(x)} inputs and {len(y)} labels: shadow models need at least 4 of each")
+    if next(module.parameters(), None) is None:
+        raise UnsupportedError(
+            f"{type(module).__name__} has no parameters to train (quantised or compiled): shadow models need the "
+            "architecture; use an attack without them"
+        )
     member = halves(len(x), config.models, config.seed)
     models = [fresh(module, config.seed * 10_007 + k) for k in range(config.models)]
     index = [row.nonzero().squeeze(1) for row in member]

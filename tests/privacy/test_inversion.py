@@ -64,7 +64,7 @@ def test_the_same_seed_gives_the_same_picture_and_tables_can_be_inverted(
     one, two = (attack(model, ALL[:2], (1, 8, 8), seed=3) for _ in range(2))
     assert torch.equal(one, two)
     assert not torch.equal(one, attack(model, ALL[:2], (1, 8, 8), seed=4))
-    table = nn.Linear(5, 2)
+    table = fresh(nn.Linear(5, 2), 0)
     rows = GradientInversion(steps=40, prior=0.1)(table, torch.tensor([0, 1]), (5,), bounds=(-1.0, 1.0))
     assert table(rows).argmax(1).tolist() == [0, 1]
     assert all(parameter.requires_grad for parameter in table.parameters())

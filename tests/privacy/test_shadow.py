@@ -197,6 +197,14 @@ def test_fresh_weights_differ_from_the_given_ones_and_leave_the_global_generator
     assert any(not torch.equal(a, c) for a, _, c in pairs)
 
 
+def test_a_module_without_parameters_or_too_few_records_are_refused() -> None:
+    x, y = data(8)
+    with pytest.raises(UnsupportedError, match="Flatten has no parameters to train"):
+        train_shadows(nn.Flatten(), x, y, ShadowConfig())
+    with pytest.raises(UnsupportedError, match="at least 4"):
+        train_shadows(mlp(), x[:3], y[:3], ShadowConfig())
+
+
 @pytest.mark.parametrize(
     ("options", "message"), [({"models": 3}, "even number"), ({"epochs": 0}, "at least 1"), ({"lr": 0.0}, "lr above 0")]
 )
