@@ -341,7 +341,7 @@ def test_spec_and_record_obey_the_printed_schemas(folder: Path) -> None:
     jsonschema.validate(record["spec"], json.loads(call("schema", "spec").stdout))
 
 
-@pytest.mark.parametrize("name", ["x" * 5000, "a\\0b.npz"], ids=["too long", "zero byte"])
+@pytest.mark.parametrize("name", ["x" * 900, "a\\0b.npz"], ids=["too long", "zero byte"])
 def test_a_file_name_that_no_system_takes_is_a_clean_error(folder: Path, name: str) -> None:
     text = (folder / "audit.yaml").read_text()
     (folder / "audit.yaml").write_text(text.replace("source: test.npz", f'source: "{name}"'))
