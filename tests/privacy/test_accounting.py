@@ -69,7 +69,7 @@ def accountants_agree(noise: float, rate: float, steps: int, delta: float) -> No
     assert rdp >= max(prv, pld) - 1e-4
 
 
-@settings(max_examples=8, deadline=None, derandomize=True, phases=[Phase.generate])
+@settings(max_examples=5, deadline=None, derandomize=True, phases=[Phase.generate])
 @given(**MECHANISMS)
 def test_accountants_agree(noise: float, rate: float, steps: int, delta: float) -> None:
     accountants_agree(noise, rate, steps, delta)
@@ -82,7 +82,7 @@ def test_accountants_agree_on_a_fine_grid(noise: float, rate: float, steps: int,
     accountants_agree(noise, rate, steps, delta)
 
 
-@settings(max_examples=6, deadline=None, derandomize=True)
+@settings(max_examples=4, deadline=None, derandomize=True)
 @given(st.floats(0.7, 20.0), st.integers(1, 30), st.floats(-8, -3).map(lambda power: 10**power))
 def test_full_batches_are_the_analytic_gaussian(noise: float, steps: int, delta: float) -> None:
     """At rate 1 all steps are one Gaussian mechanism with a closed form."""
