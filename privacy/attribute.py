@@ -94,14 +94,19 @@ def infer_attribute(
     guessed = []
     for extra in (False, True):
         features = [np.concatenate([p, t], 1) if extra else p for p, t in zip(plain, told, strict=True)]
-        model = HistGradientBoostingClassifier(max_iter=60, max_leaf_nodes=15, early_stopping=False, random_state=seed)
+        model = HistGradientBoostingClassifier(
+            max_iter=60,
+            max_leaf_nodes=15,
+            early_stopping=False,  # pyright: ignore[reportArgumentType]
+            random_state=seed,
+        )
         model.fit(features[0], truth_known)
         guessed.append(model.predict(features[1]).astype(np.int64))
     return Guesses(np.searchsorted(values, victims[0][:, column]), guessed[1], guessed[0], values)
 
 
 def _others(rows: Floats, labels: Ints, column: int) -> Floats:
-    return np.concatenate([np.delete(rows, column, 1), labels[:, None]], 1)
+    return np.concatenate([np.delete(rows, column, 1), labels[:, None].astype(np.float64)], 1)
 
 
 def _told(ask: Ask, rows: Floats, labels: Ints, column: int, values: Floats) -> Floats:
