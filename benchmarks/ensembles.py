@@ -149,8 +149,9 @@ def report(case: Case, model: nn.Module, x: Tensor, y: Tensor, entries: dict[str
     if n == 0:
         return
     with torch.no_grad():
-        clean = float((~fooled(model(x[:n]), y[:n], targeted=False)).double().mean())
-    print(f"### {case.name}: {n} samples, {100 * clean:.1f} % correct without attack\n")
+        correct = ~fooled(model(x[:n]), y[:n], targeted=False).cpu()
+    share = float(correct.double().mean())
+    print(f"### {case.name}: {n} samples, {100 * share:.1f} % correct without attack\n")
     print("| | robust accuracy | missed | gained | forwards | backwards | time |")
     print("|---|---|---|---|---|---|---|")
     reference = entries.get("reference")
@@ -162,7 +163,7 @@ def report(case: Case, model: nn.Module, x: Tensor, y: Tensor, entries: dict[str
             cells += [f"{forwards:.0f}", f"{backwards:.0f}", f"{1000 * seconds:.1f} ms"]
         else:
             theirs = reference["robust"][:n]
-            broken = int((~theirs).sum())
+            broken = int((correct & ~theirs).sum())
             missed, gained = int((robust & ~theirs).sum()), int((~robust & theirs).sum())
             low, high = rate_interval(missed, broken) if broken else (0.0, 1.0)
             cells[2:] = [f"{missed} of {broken} ({100 * low:.1f}–{100 * high:.1f} %)", str(gained)]
