@@ -283,7 +283,11 @@ def test_the_attack_leaves_a_float16_autocast_but_not_a_bfloat16_one() -> None:
     for precision, expected in ((torch.float16, torch.float32), (torch.bfloat16, torch.bfloat16)):
         module = linear()
         seen: list[tuple[bool, torch.dtype]] = []
-        module.register_forward_hook(lambda layer, _, out, seen=seen: seen.append((layer.training, out.dtype)))
+
+        def note(layer: nn.Module, _: object, out: Tensor, seen: list[tuple[bool, torch.dtype]] = seen) -> None:
+            seen.append((layer.training, out.dtype))
+
+        module.register_forward_hook(note)
         with torch.autocast("cpu", precision):
             AdversarialLoss(Threat("linf", 0.05), training_pgd(2))(module.train(), x, y, moment())
         assert seen == [(False, expected), (False, expected), (True, precision)]
