@@ -124,13 +124,15 @@ def prv_epsilon(noise_multiplier: float, sample_rate: float, steps: int, delta: 
     value = scale = rdp_epsilon(*mechanism, delta)
     for _ in range(3):  # RDP may be far above the truth, and the first error with it
         error = float(np.clip(_PRV_ERROR * scale, 2e-5, 0.1))
-        if _prv_points(*mechanism, delta, error) > _MAX_POINTS:
+        coarser = max(1.0, _prv_points(*mechanism, delta, error) / _MAX_POINTS)
+        error *= coarser  # the finest that memory allows
+        if coarser > 1 and error > min(0.1, max(1e-4, 0.01 * scale)):
             raise UnsupportedError("PRV would need too fine a grid")
         accountant = PRVAccountant()
         accountant.history = [mechanism]
         with quiet():
             value = float(accountant.get_epsilon(delta, eps_error=error))
-        if not math.isfinite(value) or error <= 1.5 * _PRV_ERROR * value or error <= 2e-5:
+        if not math.isfinite(value) or coarser > 1 or error <= max(2e-5, 1.5 * _PRV_ERROR * value):
             return value
         scale = value
     return value
