@@ -70,7 +70,10 @@ def overall(gates: Iterable[Gate], variants: Iterable[VariantRecord]) -> Overall
         variant.status == "error" or any(result.status == "error" for result in variant.results) for variant in variants
     )
     found: set[str] = {gate.verdict for gate in gates} | ({"error"} if broken else set())
-    return next((verdict for verdict in _WORST_FIRST if verdict in found), "none")
+    for verdict in _WORST_FIRST:
+        if verdict in found:
+            return verdict
+    return "none"
 
 
 def samples_needed(rate: float, threshold: float, method: Method = "wilson") -> int | None:

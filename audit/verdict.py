@@ -49,4 +49,3 @@ def problems(record: AuditRecord) -> list[str]:
 def visible(text: str) -> str:
     """Text that cannot steer a terminal: control characters other than line breaks become escapes."""
     return "".join(char if char == "\n" or char.isprintable() else ascii(char)[1:-1] for char in text)
-
