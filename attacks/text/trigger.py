@@ -101,8 +101,8 @@ class TriggerSearch:
         telling: Sequence[str],
         rng: random.Random,
     ) -> list[str]:
-        found: list[str] = list(telling[: self.candidates])
-        found += rng.sample(list(vocabulary), min(self.candidates, len(vocabulary)))
+        found: list[str] = [*telling[: self.candidates]]
+        found += rng.sample([*vocabulary], min(self.candidates, len(vocabulary)))
         if gradients is not None and vectors is not None and len(vocabulary):
             passages = [Passage.of(with_trigger(words, victim.text(row))) for row in rows]
             total = torch.stack([gradient[place] for gradient in gradients(rows, passages)]).sum(0)
@@ -110,7 +110,7 @@ class TriggerSearch:
             steps = (gain / gain.abs().max().clamp_min(1e-12) * 1e4).round()
             top = steps.argsort(descending=True, stable=True)[: self.candidates].tolist()
             found += [vocabulary[i] for i in top]
-        return list(dict.fromkeys(map(str, found)))
+        return list(dict.fromkeys(found))
 
     def _score(self, victim: Victim, rows: Sequence[int], target: int, words: Sequence[str]) -> float:
         logits = victim.outputs(rows, [with_trigger(words, victim.text(row)) for row in rows])

@@ -257,7 +257,7 @@ def _summary(counts: Mapping[str, tuple[int, int]]) -> str:
 def _findings(counts: Mapping[str, tuple[int, int]]) -> Iterator[Finding]:
     for test, (bad, n) in counts.items():
         low, high = rate_interval(bad, n)
-        if low >= 0.05:
+        if n >= 10 and low >= 0.05:
             yield Finding(
                 severity="high" if low >= 0.3 else "medium",
                 title=f"The model fails {percent(bad / n)} of the cases of {spoken(test)}",

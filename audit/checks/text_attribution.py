@@ -55,7 +55,7 @@ class Explained:
     @property
     def areas(self) -> NDArray[np.float64]:
         """Areas ``(n, 2)`` under both curves."""
-        return np.trapezoid(self.curves, dx=1 / _PARTS, axis=2)
+        return np.asarray(np.trapezoid(self.curves, dx=1 / _PARTS, axis=2))
 
 
 class TextAttribution(Check):
@@ -289,6 +289,7 @@ def _by_gradient(
                 relevance = explained.attribute(x, baselines=_blank(x), n_steps=steps, internal_batch_size=64)
             else:
                 relevance = LayerGradientXActivation(lambda ids, c=c: margin(ids, c), layer).attribute(x)
+        assert isinstance(relevance, Tensor)
         tokens = relevance[0].sum(-1).detach().double().cpu().numpy()
         values = np.zeros(len(passage))
         for value, slot in zip(tokens.tolist(), slot_of_tokens(passage, spans[0]), strict=False):  # padding has no span
