@@ -93,7 +93,7 @@ def minilm(folder: Path) -> Subject:
 def cnn(folder: Path) -> Subject:
     """A CNN trained for a few seconds on the example's training texts."""
     texts, y = snippets(folder / "train.csv")
-    counts = Counter(word for text in texts for word in set(words_of(text)))
+    counts = Counter(word for text in texts for word in sorted(set(words_of(text))))
     tokenizer = WordTokenizer([word for word, n in counts.most_common(8000) if n > 1])
     torch.manual_seed(0)
     model = WordCNN(len(tokenizer.vocabulary) + 2)
