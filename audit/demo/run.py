@@ -33,11 +33,12 @@ FINE_TUNING = TrainingConfig(epochs=20, batch_size=64, lr=2e-3, weight_decay=0.0
 QUICK_FINE_TUNING = TrainingConfig(epochs=5, batch_size=64, lr=2e-3, weight_decay=0.05, warmup=0.1, ema=0.98)
 QUICK = (
     "data.limit=150",
-    "linf.steps=20",
+    "linf.steps=10",
     "linf.curve=[0.05, 0.1]",
     "l2.steps=10",
     "l2.diagnostics=false",
     "blackbox.limit=5",
+    "corruption.limit=20",
     "adversarial_training.epochs=3",
     "adversarial_training.steps=3",
     "regularization.epochs=2",

@@ -196,7 +196,7 @@ def test_a_model_is_known_by_weights_structure_and_source() -> None:
     assert identity(same) != identity(model)
     assert identity(lambda x: x) is None
     made = type("Made", (nn.Module,), {})()
-    made.hook = len
+    vars(made)["hook"] = len
     assert identity(made) is None
 
 
