@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from .record import AuditRecord, Finding
+
+_NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?")
 
 SEVERITIES = ("critical", "high", "medium", "low", "info")
 OWN = "variant"
@@ -33,17 +36,30 @@ def collect(record: AuditRecord) -> list[FoundOn]:
             for finding in result.findings:
                 found.setdefault((result.id, finding), []).append(variant.id)
     entries = [FoundOn(finding, check, kinds[check], tuple(on)) for (check, finding), on in found.items()]
-    return sorted(entries, key=lambda entry: SEVERITIES.index(entry.finding.severity))
+    return sorted(entries, key=_rank)
 
 
 def worst(found: list[FoundOn], most: int = 3, base: str = "") -> list[FoundOn]:
-    """For the first screen: each title once, the base before its variants, nothing that is mere information."""
+    """For the first screen: the base before its variants, nothing that is mere information, no theme twice.
+
+    Titles that differ in their numbers alone (two attacks in one ball, the same check on two variants) are one theme,
+    shown by the largest number.
+    """
     serious = [entry for entry in found if entry.finding.severity != "info"]
-    serious.sort(key=lambda entry: (SEVERITIES.index(entry.finding.severity), base not in entry.variants))
-    once: dict[tuple[str, str], FoundOn] = {}
+    serious.sort(key=lambda entry: (_rank(entry), base not in entry.variants, -_first_number(entry.finding.title)))
+    themes: dict[str, FoundOn] = {}
     for entry in serious:
-        once.setdefault((entry.check, entry.finding.title), entry)
-    return list(once.values())[:most]
+        themes.setdefault(_NUMBER.sub("#", entry.finding.title), entry)
+    return list(themes.values())[:most]
+
+
+def _rank(entry: FoundOn) -> int:
+    return SEVERITIES.index(entry.finding.severity)
+
+
+def _first_number(title: str) -> float:
+    found = _NUMBER.search(title)
+    return float(found.group()) if found else 0.0
 
 
 def together(found: list[FoundOn]) -> list[list[FoundOn]]:
