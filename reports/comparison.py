@@ -20,6 +20,8 @@ _HEADLINES: dict[str, tuple[str, ...]] = {
     "membership": ("tpr_at_fpr_0.001", "tpr_at_fpr_0.01", "auc", "advantage"),
 }
 _ALPHA = 0.05
+_TIMES = ("s", "ms")
+"""Units of measured time, whose interval knows nothing of what else the machine did."""
 _MOST_HEADLINES = 8
 _MOST_OVERLAID = 8
 
@@ -225,7 +227,7 @@ def p_text(p: float) -> str:
 def _apart(base: Metric | None, metric: Metric | None) -> str:
     """``better`` or ``worse`` when the two 95 % intervals do not touch and the metric has a good side."""
     bounds = [v for m in (base, metric) if m for v in (m.ci_low, m.ci_high)]
-    if base is None or metric is None or metric.higher_is_better is None:
+    if base is None or metric is None or metric.higher_is_better is None or metric.unit in _TIMES:
         return ""
     if not all(v is not None and math.isfinite(v) for v in bounds):
         return ""

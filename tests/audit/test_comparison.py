@@ -21,7 +21,7 @@ from auditorch.audit.variants.base import Built, Variant
 from auditorch.audit.verify import consistent, verify
 from auditorch.reports.comparison import metric_rows, own_rows
 from auditorch.reports.findings import collect
-from auditorch.reports.record import AuditRecord, VariantRecord
+from auditorch.reports.record import AuditRecord, Metric, VariantRecord
 from auditorch.reports.sarif import render_sarif
 from torch import Tensor, nn
 
@@ -173,6 +173,16 @@ def test_rows_say_worse_only_beyond_chance(record: AuditRecord) -> None:
 def test_own_metrics_are_rows(record: AuditRecord) -> None:
     names = [row.name for row in own_rows([of(record, name) for name in ("base", "masked")])]
     assert "transfer_robust_accuracy_linf" in names
+
+
+def test_times_are_shown_and_not_judged() -> None:
+    def timed(name: str, value: float) -> VariantRecord:
+        metric = Metric(name="latency_ms", value=value, ci_low=value, ci_high=value, unit="ms", higher_is_better=False)
+        return VariantRecord(id=name, kind=name, metrics=(metric, metric.model_copy(update={"name": "x", "unit": ""})))
+
+    rows = {row.name: row for row in own_rows([timed("base", 1.0), timed("slow", 2.0)])}
+    assert rows["latency_ms"].cells[1].change == ""
+    assert rows["x"].cells[1].change == "worse"
 
 
 def test_findings_of_a_variant_reach_every_format(record: AuditRecord) -> None:
