@@ -347,6 +347,7 @@ class Run:
                 "data": data if isinstance(what, Check) else None,
                 "files": {source: self._files[source] for source in what.files()},
                 "seed": seed,
+                "trust": self._spec.model.trust,
                 "torch": torch.__version__,
                 "device": self._target.device.type,
             }

@@ -17,6 +17,9 @@ _HEADLINES: dict[str, tuple[str, ...]] = {
     "performance": ("accuracy", "balanced_accuracy", "f1_macro", "ece"),
     "attribution": ("*_deletion_gain", "*_top_overlap_attacked", "deletion_gain", "top_overlap_attacked"),
     "evasion": ("clean_accuracy", "robust_accuracy", "attack_success_rate"),
+    "corruption": ("corruption_accuracy", "mean_corruption_error", "mce", "worst_corruption_accuracy"),
+    "certification": ("certified_accuracy", "empirical_robust_accuracy", "mean_certified_radius"),
+    "transfer": ("transfer_robust_accuracy", "transfer_rate"),
     "membership": ("tpr_at_fpr_0.001", "tpr_at_fpr_0.01", "auc", "advantage"),
 }
 _ALPHA = 0.05

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -46,13 +47,17 @@ class Corruption(Check):
         "corruption_accuracy": "Accuracy averaged over the corruptions and severities examined.",
         "mean_corruption_error": "1 - corruption_accuracy. Not divided by AlexNet's errors as the paper does, "
         "because those exist for ImageNet only.",
+        "mce": "On variants: the errors under each corruption, summed over the severities, divided by the original "
+        "model's, averaged over the corruptions: the paper's mCE with the original model in AlexNet's place. 1 on a "
+        "model that is as sensitive as the original.",
         "relative_corruption_error": "Clean accuracy - corruption_accuracy: what corruption costs.",
         "worst_corruption_accuracy": "Accuracy, over the severities, under the corruption where it is lowest; the "
         "interval is that corruption's own.",
         "accuracy_at_severity_S": "Accuracy averaged over the corruptions, at severity 1 to 5.",
         **{f"{name}_accuracy": f"Accuracy under {spoken(name)}, over the severities." for name in CORRUPTIONS},
     }
-    cost: ClassVar[str] = "one forward pass per sample, corruption and severity: 75 with all of them"
+    cost: ClassVar[str] = "one forward pass per sample, corruption and severity (75 with all); twice that on variants"
+    version: ClassVar[int] = 2
 
     corruptions: tuple[str, ...] = Field(
         default=tuple(CORRUPTIONS), min_length=1, description="Which of the 15; all when left out."
@@ -80,12 +85,12 @@ class Corruption(Check):
         images = Images.of(target, samples, self.limit)
         clean = images.logits(images.x, self.batch_size or context.batch_size)
         context.progress.start(self.title, len(images) * len(self.corruptions) * len(self.severities))
-        predictions = torch.stack(
-            [
-                torch.stack([self._logits(images, name, s, context).argmax(1) for s in self.severities])
-                for name in self.corruptions
-            ]
-        )
+        subjects = _subjects(images)
+        every = [
+            [torch.stack([z.argmax(1) for z in self._logits(subjects, name, s, context)]) for s in self.severities]
+            for name in self.corruptions
+        ]
+        predictions = torch.stack([torch.stack(row) for row in every]).movedim(2, 0)
         measured = self._measured(clean.argmax(1), images.y, predictions, context.seed)
         metrics = tuple(measured.metrics())
         evidence, figures = self._shown(images, clean.argmax(1), predictions, measured, context)
@@ -103,22 +108,27 @@ class Corruption(Check):
             not_covered=self._not_covered(),
             references=self.references,
             standards=self.standards,
-            forwards=len(images) * (1 + len(self.corruptions) * len(self.severities)),
+            forwards=len(images) * (1 + len(subjects) * len(self.corruptions) * len(self.severities)),
         )
 
-    def _logits(self, images: Images, name: str, severity: int, context: Context) -> Tensor:
-        """Logits ``(n, k)`` of all samples under one corruption, made a batch at a time on the model's device."""
+    def _logits(self, subjects: Sequence[Images], name: str, severity: int, context: Context) -> list[Tensor]:
+        """Each model's logits ``(n, k)`` of all samples under one corruption, made a batch at a time on the device."""
+        images = subjects[0]
         size, device = self.batch_size or context.batch_size or 256, images.target.device
-        streams, parts = images.streams(context.seed), []
+        streams = images.streams(context.seed)
+        parts: list[list[Tensor]] = [[] for _ in subjects]
         for rows in torch.arange(len(images)).split(size):
             corrupted = corrupt(images.x[rows].to(device), name, severity, streams.select(rows).to(device))
-            parts.append(images.select(rows).logits(corrupted, None))
+            for subject, kept in zip(subjects, parts, strict=True):
+                kept.append(subject.select(rows).logits(corrupted, None))
             context.progress.advance(len(rows))
-        return torch.cat(parts)
+        return [torch.cat(kept) for kept in parts]
 
     def _measured(self, clean: Tensor, y: Tensor, predictions: Tensor, seed: int) -> Measured:
+        """From classes ``(n,)`` on clean images and ``(models, corruptions, severities, n)``, the original last."""
         right = (predictions == y).numpy()
-        return Measured((clean == y).numpy(), right, self.corruptions, self.severities, seed)
+        own, of_base = right[0], right[1] if len(right) > 1 else None
+        return Measured((clean == y).numpy(), own, self.corruptions, self.severities, seed, of_base)
 
     def _shown(
         self, images: Images, clean: Tensor, predictions: Tensor, measured: Measured, context: Context
@@ -131,7 +141,7 @@ class Corruption(Check):
             "predictions": compact(predictions, k),
         }
         scores = context.evidence("predictions", tensors)
-        row = torch.tensor([shown_sample(clean, images.y, predictions)])
+        row = torch.tensor([shown_sample(clean, images.y, predictions[0])])
         columns = self._pictures(images.select(row), context.seed)
         pictures = context.evidence("gallery", {**columns, "row": row}, name="gallery")
         figures = (
@@ -181,6 +191,7 @@ class Corruption(Check):
         yield Claim("the corruptions were applied to the audited samples and labels", same)
         if not same:
             return
+        subjects = _subjects(images)
         clean, predictions = recorded["clean"].long(), recorded["predictions"].long()
         logits = images.logits(images.x, self.batch_size or context.batch_size)
         agree = _agreement(logits, clean)
@@ -190,7 +201,8 @@ class Corruption(Check):
         hits = 0
         for i, name in enumerate(self.corruptions):
             for j, severity in enumerate(self.severities):
-                hits += int(_agreement(self._logits(images, name, severity, context), predictions[i, j]).sum())
+                for logits, found in zip(self._logits(subjects, name, severity, context), predictions, strict=True):
+                    hits += int(_agreement(logits, found[i, j]).sum())
         detail = f"{hits} of {predictions.numel()} ({percent(_AGREEING)} needed)"
         yield Claim(
             "the model predicts as recorded on corrupted images", hits >= _AGREEING * predictions.numel(), detail
@@ -200,6 +212,12 @@ class Corruption(Check):
         yield Claim("the gallery shows a sample of the data under these corruptions", same)
         for metric in self._measured(clean, images.y, predictions, context.seed).metrics():
             yield _same_value(metric, result.metric(metric.name))
+
+
+def _subjects(images: Images) -> tuple[Images, ...]:
+    """The model and, for a variant, the original, on the same images."""
+    base = images.target.base
+    return (images,) if base is None else (images, replace(images, target=base))
 
 
 def _agreement(logits: Tensor, recorded: Tensor) -> Tensor:

@@ -34,6 +34,7 @@ class Measured:
         right: bool ``(corruptions, severities, n)``.
         corruptions, severities: what the axes stand for.
         seed: of the bootstrap.
+        base_right: as ``right``, for the model that this one was made from; None on that model itself.
     """
 
     clean: Bools
@@ -41,6 +42,7 @@ class Measured:
     corruptions: Sequence[str]
     severities: Sequence[int]
     seed: int
+    base_right: Bools | None = None
 
     @property
     def n(self) -> int:
@@ -78,6 +80,8 @@ class Measured:
             unit="rate",
         )
         yield self._loss()
+        if self.base_right is not None:
+            yield self._mce(self.base_right)
         worst = self.worst()
         yield self._accuracy(
             "worst_corruption_accuracy", self.by_corruption(worst), f"Accuracy under the worst corruption, {worst}"
@@ -101,6 +105,23 @@ class Measured:
             unit="rate",
         )
 
+    def _mce(self, base_right: Bools) -> Metric:
+        """The paper's mean corruption error, with the original model in the place of AlexNet."""
+        own, base = ((~right).sum(1).T.astype(np.float64) for right in (self.right, base_right))
+        c = len(self.corruptions)
+        resampled = bootstrap_sums(np.concatenate([own, base], 1), seed=self.seed)
+        ratios = relative_error(resampled[:, :c], resampled[:, c:])
+        ratios = ratios[~np.isnan(ratios)]
+        return estimate(
+            "mce",
+            float(relative_error(own.sum(0), base.sum(0))),
+            percentile_interval(ratios) if len(ratios) else (float("nan"), float("nan")),
+            self.n,
+            label="Mean corruption error, divided by the original model's",
+            higher_is_better=False,
+            method="bootstrap",
+        )
+
     def _loss(self) -> Metric:
         """Paired: each sample's own clean prediction is what its corrupted ones are compared with."""
         lost = self.clean - self.right.mean((0, 1))
@@ -114,6 +135,13 @@ class Measured:
             higher_is_better=False,
             method="bootstrap",
         )
+
+
+def relative_error(own: NDArray[np.float64], base: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean over corruptions (last axis) of the ratio of two errors, those left out where the base makes none."""
+    counted = base > 0
+    ratio = np.divide(own, base, out=np.zeros_like(own), where=counted)
+    return np.divide(ratio.sum(-1), counted.sum(-1), out=np.full(own.shape[:-1], np.nan), where=counted.any(-1))
 
 
 def mean(right: Bools) -> Mean:

@@ -11,7 +11,7 @@ from auditorch.attacks.corruptions.common import CORRUPTIONS, corrupt
 from auditorch.attacks.streams import Streams
 from auditorch.audit.checks.base import encoded
 from auditorch.audit.checks.corruption import Corruption
-from auditorch.audit.checks.corruption_measures import mean
+from auditorch.audit.checks.corruption_measures import mean, relative_error
 from auditorch.audit.errors import ModelError, UnsupportedError
 from auditorch.audit.samples import Samples
 from auditorch.reports.record import Chart, Gallery, Result, Table
@@ -123,7 +123,7 @@ def test_evidence_figures_and_progress_fit_together(tmp_path: Path, samples: Sam
     result = Corruption.model_validate(FEW).run(toy_target(), samples, context)
     assert progress.done == 80 * 6
     recorded = context.read_evidence(result.evidence[0])
-    assert recorded["predictions"].shape == (3, 2, 80)
+    assert recorded["predictions"].shape == (1, 3, 2, 80)
     assert recorded["predictions"].dtype == torch.uint8
     figures = {figure.id: figure for figure in result.figures}
     table, chart, gallery = figures["corruptions"], figures["by_group"], figures["gallery"]
@@ -171,7 +171,7 @@ def test_predictions_made_up_in_the_evidence_are_noticed(tmp_path: Path, samples
     check, context = Corruption.model_validate(FEW), FakeContext(tmp_path, "corruption")
     result = check.run(toy_target(), samples, context)
     tensors = context.read_evidence(result.evidence[0])
-    tensors["predictions"][1, 1] = tensors["labels"].to(torch.uint8)
+    tensors["predictions"][0, 1, 1] = tensors["labels"].to(torch.uint8)
     forged = context.evidence("predictions", tensors)
     claimed = result.model_copy(update={"evidence": (forged, *result.evidence[1:])})
     broken = [claim.what for claim in check.verify(toy_target(), samples, claimed, context) if not claim.ok]
@@ -215,3 +215,33 @@ def test_every_metric_is_described(tmp_path: Path, samples: Samples) -> None:
         assert name in Corruption.metrics
         assert metric.label
     assert any("frost" in text and "approximated" in text for text in result.not_covered)
+
+
+def test_a_variant_is_measured_against_the_original(tmp_path: Path, samples: Samples) -> None:
+    base = toy_target()
+    check, context = Corruption.model_validate(FEW), FakeContext(tmp_path, "corruption", variant="variant")
+    same = check.run(base.with_module(base.module, "same"), samples, context)
+    assert value(same, "mce") == pytest.approx(1)
+    other = base.with_module(small_cnn(), "other")
+    result = check.run(other, samples, context)
+    x, y = encoded(base, samples)
+    streams = Streams.from_seed(0, torch.from_numpy(samples.ids))
+
+    def errors(module: nn.Module, name: str) -> float:
+        return sum(float((module(corrupt(x, name, s, streams)).argmax(1) != y).sum()) for s in (1, 5))
+
+    by_hand = [errors(other.module, name) / errors(base.module, name) for name in FEW["corruptions"]]
+    assert value(result, "mce") == pytest.approx(float(np.mean(by_hand)))
+    metric = result.metric("mce")
+    assert metric is not None
+    assert metric.ci_low is not None
+    assert metric.ci_high is not None
+    assert metric.ci_low < float(np.mean(by_hand)) < metric.ci_high
+    assert all(claim.ok for claim in check.verify(other, samples, result, context))
+    assert check.run(base, samples, context).metric("mce") is None
+
+
+def test_corruptions_that_the_original_never_fails_are_left_out_of_the_ratio() -> None:
+    own, base = np.array([2.0, 5.0, 3.0]), np.array([1.0, 0.0, 6.0])
+    assert float(relative_error(own, base)) == pytest.approx((2 + 0.5) / 2)
+    assert np.isnan(relative_error(own, np.zeros(3)))
