@@ -143,7 +143,9 @@ def _plausible(metric: Metric) -> bool:
         return True
     slack = 1e-9 * max(1.0, abs(value))
     in_interval = low is None or high is None or not low <= high or low - slack <= value <= high + slack
-    return in_interval and (metric.unit != "rate" or -slack <= value <= 1 + slack)
+    # The interval of a share never goes below 0; that of a difference of two shares may.
+    least = -1 if low is not None and low < 0 else 0
+    return in_interval and (metric.unit != "rate" or least - slack <= value <= 1 + slack)
 
 
 def _gates_again(record: AuditRecord, directory: Path) -> Iterator[Claim]:

@@ -32,11 +32,28 @@ _SCHEMES: dict[HeadScheme, Callable[[torch.Tensor], object]] = {
 
 def blocks(module: nn.Module) -> list[nn.Module]:
     """The parts of a network that have parameters, in order of registration: the children of the outermost module
-    that has more than one such child (wrappers around a single network are looked through)."""
+    that has more than one such child (wrappers around a single network are looked through). A part with a list of
+    layers in it, as transformers have, counts by these layers."""
     children = [child for child in module.children() if _has_parameters(child)]
     if not children:
         return [module]
-    return blocks(children[0]) if len(children) == 1 and not _own_parameters(module) else children
+    if len(children) == 1 and not _own_parameters(module) and not isinstance(module, nn.ModuleList):
+        return blocks(children[0])
+    return [part for child in children for part in _layers(child)]
+
+
+def _layers(part: nn.Module) -> list[nn.Module]:
+    """The part itself, or what it is made of where that is a list of layers with others before and after."""
+    if _is_stack(part):
+        return [layer for layer in part.children() if _has_parameters(layer)]
+    if _own_parameters(part) or not any(_is_stack(inside) for inside in part.modules()):
+        return [part]
+    return [layer for child in part.children() if _has_parameters(child) for layer in _layers(child)]
+
+
+def _is_stack(part: nn.Module) -> bool:
+    """Whether this is a list of layers of one kind; branches that run side by side mostly differ."""
+    return isinstance(part, nn.ModuleList) and len({type(layer) for layer in part}) == 1
 
 
 def head(module: nn.Module) -> nn.Module:

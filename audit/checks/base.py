@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
@@ -125,7 +126,14 @@ class Check(BaseModel):
         yield from ()
 
 
-def encoded(target: Target, samples: Samples, batch_size: int = 512) -> tuple[Tensor, Tensor]:
-    """All samples as one encoded tensor ``(n, ...)`` and labels int64 ``(n,)``, on the CPU."""
-    parts = [(target.encode(raw), torch.from_numpy(labels)) for raw, labels in samples.batches(batch_size)]
-    return torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts])
+def encoded(target: Target, *sides: Samples, batch_size: int = 512) -> tuple[Tensor, Tensor]:
+    """All samples as one encoded tensor ``(n, ...)`` and labels int64 ``(n,)``, on the CPU.
+
+    Several data sets come one after the other. Texts are encoded in one call, whoever wrote the tokenizer: it alone
+    knows how to pad all of them to one length.
+    """
+    y = torch.cat([torch.from_numpy(side.labels) for side in sides])
+    raws = (raw for side in sides for raw, _ in side.batches(batch_size))
+    if target.modality == "text":
+        return target.encode(np.concatenate(list(raws))), y
+    return torch.cat([target.encode(raw) for raw in raws]), y

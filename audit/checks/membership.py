@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from ...reports.record import Finding, Metric, Result
-from ..errors import DataError
+from ..errors import DataError, UnsupportedError
 from ..samples import Samples
 from ..target import Access, Target
 from . import standards
@@ -62,7 +62,7 @@ class Membership(AttackOptions, Check):
         "one forward pass per member and non-member; lira, rmia, shokri: also shadows x epochs passes of training over "
         "half of them; label_only: some 90 forward passes for each"
     )
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     train: str = Field(description="The training set, path relative to the spec: its records are the members.")
     nonmembers: str | None = Field(default=None, description="Records not trained on; the audited data if left out.")
@@ -91,6 +91,7 @@ class Membership(AttackOptions, Check):
         return self.access()
 
     def run(self, target: Target, samples: Samples, context: Context) -> Result:
+        self._refuse_texts(target)
         sides = self._sides(target, samples, context)
         queries = self._queries(target, sides)
         context.progress.start(self.title, len(queries.y))
@@ -122,11 +123,26 @@ class Membership(AttackOptions, Check):
             forwards=forwards,
         )
 
+    def _refuse_texts(self, target: Target) -> None:
+        if target.modality != "text":
+            return
+        reasons = {
+            "quantile": "learns from inputs as numbers, and numbers of tokens measure nothing",
+            "label_only": "adds noise to inputs, and numbers of tokens take none",
+        }
+        if self.attack in reasons:
+            raise UnsupportedError(
+                f"membership: {self.attack} {reasons[self.attack]}; for texts choose a threshold on scores, lira, rmia "
+                "or shokri"
+            )
+        if self.flip or self.shifts:
+            raise UnsupportedError("membership: flip and shifts change pictures; leave them out for texts")
+
     def _queries(self, target: Target, sides: Sides) -> Queries:
-        parts = [encoded(target, side)[0] if self.needs_inputs else torch.empty(len(side), 0) for side in sides.both]
+        x = encoded(target, *sides.both)[0] if self.needs_inputs else torch.empty(sum(map(len, sides.both)), 0)
         y = np.concatenate([side.labels for side in sides.both])
         ids = torch.from_numpy(np.concatenate([side.ids for side in sides.both]))
-        return Queries(torch.cat(parts), y, ids, np.arange(len(y)) >= len(sides.members))
+        return Queries(x, y, ids, np.arange(len(y)) >= len(sides.members))
 
     def _asked(
         self, target: Target, sides: Sides, queries: Queries, context: Context, progress: Progress | None = None
@@ -248,8 +264,11 @@ def _logits(target: Target, x: Tensor, batch_size: int) -> Tensor:
 
 
 def _fingerprints(target: Target, samples: Samples) -> Iterator[bytes]:
-    """A hash of each input as the model sees it, so that the same picture in another file format is the same."""
-    for raw, _ in samples.batches(512):
+    """A hash of each input as the model sees it, so that the same picture in another file format is the same.
+
+    Texts are encoded one at a time: with others they would be padded to the longest of these.
+    """
+    for raw, _ in samples.batches(1 if target.modality == "text" else 512):
         for row in target.encode(raw).numpy():
             yield hashlib.blake2b(np.ascontiguousarray(row).tobytes(), digest_size=16).digest()
 

@@ -56,7 +56,7 @@ class AdversarialTrainingVariant(TrainingVariant):
         "Shafahi et al., Adversarial Training for Free, arXiv 1904.12843",
         "Rice et al., Overfitting in Adversarially Robust Deep Learning, arXiv 2002.11569",
     )
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     method: Method = Field(
         default="pgd",

@@ -28,6 +28,7 @@ class DistillationVariant(TrainingVariant):
         "Hinton et al., Distilling the Knowledge in a Neural Network, arXiv 1503.02531",
         "Furlanello et al., Born-Again Neural Networks, arXiv 1805.04770",
     )
+    version: ClassVar[int] = 2
 
     temperature: float = Field(default=4.0, gt=0, description="Divides the logits of teacher and student.")
     teacher_weight: float = Field(default=0.9, ge=0, le=1, description="Of the teacher's answers against the labels.")

@@ -39,7 +39,7 @@ class DPSGDVariant(Variant):
 
     name: ClassVar[str] = "dp_sgd"
     title: ClassVar[str] = "Differentially private training"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     references: ClassVar[tuple[str, ...]] = (
         "Abadi et al., Deep Learning with Differential Privacy, arXiv 1607.00133",
         "Gopi et al., Numerical Composition of Differential Privacy, arXiv 2106.02848",

@@ -21,6 +21,7 @@ class FineTuningVariant(TrainingVariant):
     name: ClassVar[str] = "fine_tuning"
     title: ClassVar[str] = "Fine-tuning"
     references: ClassVar[tuple[str, ...]] = ("Hu et al., LoRA, arXiv 2106.09685",)
+    version: ClassVar[int] = 2
 
     def build(self, target: Target, samples: Samples, context: Context) -> Built:
         del samples  # the audit's data: a variant must not learn from it

@@ -37,7 +37,7 @@ class RegularizationVariant(TrainingVariant):
         "Miyato et al., Spectral Normalization, arXiv 1802.05957",
         "Cubuk et al., RandAugment, arXiv 1909.13719",
     )
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     label_smoothing: float = Field(default=0.1, ge=0, lt=1, description="Share of the label spread over all classes.")
     mixup: float | None = Field(

@@ -28,6 +28,7 @@ class StudentVariant(TrainingVariant):
         "Hinton et al., Distilling the Knowledge in a Neural Network, arXiv 1503.02531",
         "Li et al., Pruning Filters for Efficient ConvNets, arXiv 1608.08710",
     )
+    version: ClassVar[int] = 2
 
     width: float = Field(default=0.5, gt=0, lt=1, description="Share of each layer's channels that the student has.")
     start: Literal["target", "random"] = Field(
