@@ -6,7 +6,8 @@ import pytest
 import torch
 from auditorch.attacks.engine import evaluate
 from auditorch.attacks.errors import UnsupportedError
-from auditorch.attacks.evasion.square import Square, _bump
+from auditorch.attacks.evasion.square import Square
+from auditorch.attacks.evasion.windows import bump
 from auditorch.attacks.threat import Norm, Threat
 
 from .oracles import linear_problem
@@ -84,9 +85,9 @@ def test_window_shares_follow_the_published_schedule() -> None:
 
 
 def test_bumps_are_highest_in_the_middle() -> None:
-    bump = _bump(5, 5, 2)
-    assert torch.allclose(bump[2, 2], torch.tensor(1 + 1 / 4 + 1 / 9))
-    assert torch.allclose(bump[0], torch.full((5,), 1 / 9))
+    hill = bump(5, 5, 2)
+    assert torch.allclose(hill[2, 2], torch.tensor(1 + 1 / 4 + 1 / 9))
+    assert torch.allclose(hill[0], torch.full((5,), 1 / 9))
 
 
 def test_l0_is_refused() -> None:
