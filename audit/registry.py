@@ -37,6 +37,7 @@ BUILTIN: dict[Kind, dict[str, str]] = {
         "text_corruption": "audit.checks.text_corruption:TextCorruption",
         "behaviour": "audit.checks.behaviour:Behaviour",
         "slices": "audit.checks.slices:Slices",
+        "canary_exposure": "audit.checks.canary_exposure:CanaryExposure",
     },
     "attacks": {
         "fgsm": "attacks.evasion.fgsm:FGSM",
