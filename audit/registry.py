@@ -81,6 +81,7 @@ BUILTIN: dict[Kind, dict[str, str]] = {
         "low_rank": "audit.variants.low_rank:LowRankVariant",
         "student": "audit.variants.student:StudentVariant",
         "sweep": "audit.variants.sweep:SweepVariant",
+        "freelb": "audit.variants.freelb:FreeLBVariant",
     },
 }
 """Relative to the package that holds the five folders; each value is ``module:attribute``."""

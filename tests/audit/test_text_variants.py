@@ -42,6 +42,7 @@ variants:
   - fine_tuning: {train: train.csv, epochs: 1, batch_size: 16, scope: 2, validation: 0.2}
   - distillation: {train: train.csv, epochs: 1, batch_size: 16, start: target}
   - regularization: {train: train.csv, epochs: 1, batch_size: 16, dropout: 0.1}
+  - freelb: {train: train.csv, epochs: 1, batch_size: 16}
   - dp_sgd: {train: train.csv, epochs: 1, batch_size: 16, start: target, scope: head, noise_multiplier: 1.0}
 seed: 0
 """
@@ -199,7 +200,7 @@ def test_an_audit_of_text_variants_runs_resumes_and_verifies(project: Path) -> N
     run_audit(spec, out)
     record = read_record(out / "audit.json")
     assert [variant.id for variant in record.variants] == [
-        "base", "fine_tuning", "distillation", "regularization", "dp_sgd"
+        "base", "fine_tuning", "distillation", "regularization", "freelb", "dp_sgd"
     ]  # fmt: skip
     for variant in record.variants:
         assert [result.status for result in variant.results] == ["ok", "ok"], variant
