@@ -55,7 +55,7 @@ def ours(**settings: object) -> Tensor:
         ({"optimizer": "rmsprop", "lr": 0.01, "momentum": 0.5}, lambda p: RMSprop(p, 0.01, momentum=0.5)),
         ({"optimizer": "adagrad", "lr": 0.1}, lambda p: Adagrad(p, 0.1)),
     ],
-    ids=str,
+    ids=["sgd", "sgd without momentum", "nesterov", "adam", "adamw", "rmsprop", "adagrad"],
 )
 def test_every_optimizer_does_what_torchs_does(settings: dict[str, object], make) -> None:  # noqa: ANN001
     module = plain()
