@@ -225,8 +225,8 @@ class PrivateRun:
                 self._accumulate(part[finite.cpu()])
             return
         weights, shortened = self.clipping.weights(gradients.squared_norms)
-        scale = 1 / self.config.batch_size
-        scaled = {id(weight): weight * scale for weight in weights}
+        # Most rules give all parameters the same weights: scaled once, not once for each.
+        scaled = {id(weight): weight / self.config.batch_size for weight in {id(one): one for one in weights}.values()}
         gradients.add_to(self.sums, [scaled[id(weight)] for weight in weights])
         self._count(part, logits, losses, y, shortened)
 
@@ -275,10 +275,17 @@ class PrivateRun:
     def _random_layers(self) -> Iterator[None]:
         """Dropout draws from the global state: it is set for the step, differently in each process, and given back."""
         step = self.state.steps * self.ranks.count + self.ranks.rank
-        self.augmentation = self.streams.generator("augmentation", step)
+        if self.task.augment is not None:
+            self.augmentation = self.streams.generator("augmentation", step)
         devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+        seed = self.streams.seed("dropout", step)
         with torch.random.fork_rng(devices):
-            torch.manual_seed(self.streams.seed("dropout", step))
+            if self.device.type == "cpu" and not devices:
+                # torch.manual_seed would note the call, with its traceback, for each accelerator that is not in use:
+                # more than half a millisecond, in memory that is never given back.
+                torch.default_generator.manual_seed(seed)
+            else:
+                torch.manual_seed(seed)
             yield
 
     # Before and after

@@ -129,6 +129,9 @@ def _sequences(values: Tensor, records: int) -> Tensor:
 
 # Convolutions
 
+_PLACES, _CHANNELS = range(32, 513), range(8, 33, 8)
+"""Of convolutions whose rows are made groups: see :func:`_suits_groups`."""
+
 _IN_CACHE = 2**19
 """Numbers of the patches that are copied out at once: 2 MiB in float32."""
 
@@ -141,8 +144,53 @@ def _convolution(layer: nn.Module, seen: Tensor, back: Tensor, records: int) -> 
         assert layer.bias is not None
         shares["bias"] = _by_channel(back, records)
     if wanted(layer, "weight"):
-        shares["weight"] = _kernel_share(layer, _padded(layer, seen), back, records)
+        if _suits_groups(layer, seen, back, records):
+            shares["weight"] = Formed(_kernels_as_groups(layer, seen, back, records))
+        else:
+            shares["weight"] = _kernel_share(layer, _padded(layer, seen), back, records)
     return shares
+
+
+def _suits_groups(layer: Convolution, seen: Tensor, back: Tensor, records: int) -> bool:
+    """Where the processor's own kernel beats copied patches: it copies none, but wants whole vectors of channels.
+
+    Measured with one thread, 64 rows, 3 x 3: 16 channels to 32 on 196 places 1.7 ms against 2.6, on 49 places 0.68
+    against 0.86; one channel to 16, 5 x 5, 0.73 against 0.62; 64 to 64 6.3 against 5.6.
+    """
+    fits = records * layer.weight.numel() <= KEPT_NUMBERS and prod(back.shape[2:]) in _PLACES
+    channels = layer.in_channels // layer.groups in _CHANNELS
+    native = isinstance(layer, nn.Conv2d) and seen.device.type == "cpu" and seen.dtype == torch.float32
+    return fits and channels and native and _mkldnn_in_use()
+
+
+def _mkldnn_in_use() -> bool:
+    return torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled  # pyright: ignore[reportReturnType]
+
+
+def _kernels_as_groups(layer: Convolution, seen: Tensor, back: Tensor, records: int) -> Tensor:
+    """Every record's gradient of the kernel, ``(records, *weight)``: the rows are made the groups of one convolution,
+    whose kernels have nothing to do with each other."""
+    padding = [0] * (back.ndim - 2)
+    if isinstance(layer.padding, tuple) and layer.padding_mode == "zeros":
+        padding = list(layer.padding)
+    else:
+        seen = _padded(layer, seen)
+    rows, shape = len(back), layer.weight.shape
+    _, kernels, _ = torch.ops.aten.convolution_backward(
+        back.reshape(1, -1, *back.shape[2:]),
+        seen.reshape(1, -1, *seen.shape[2:]),
+        back.new_empty(rows * shape[0], *shape[1:]),  # for its shape only
+        None,
+        list(layer.stride),
+        padding,
+        list(layer.dilation),
+        False,
+        [0] * len(padding),
+        rows * layer.groups,
+        [False, True, False],
+    )
+    kernels = kernels.reshape(records, -1, *shape)
+    return kernels.squeeze(1) if rows == records else kernels.sum(1)
 
 
 def _kernel_share(layer: Convolution, seen: Tensor, back: Tensor, records: int) -> Share:
@@ -163,24 +211,25 @@ def _kernel_share(layer: Convolution, seen: Tensor, back: Tensor, records: int) 
 
 
 def _kernel_gradients(layer: Convolution, seen: Tensor, back: Tensor, records: int) -> Tensor:
-    """Per record the product of ``back`` and the patches, ``(records, out, in / groups * kernel)`` in the order of
-    the patches: a few records at a time, so that one small buffer, which stays in the cache, holds the patches."""
+    """Per record the products of ``back`` and the patches, ``(records, numbers)`` in the order in which they are
+    fastest: a few records at a time, so that one small buffer, which stays in the cache, holds the patches."""
     places, kernel = prod(back.shape[2:]), layer.weight[0].numel()
     patches = _patches(layer, seen)
     rows, groups = patches.shape[:2]
     returned = back.reshape(rows * groups, -1, places)
-    out = returned.new_empty(rows * groups, returned.shape[1], kernel)
+    last = _channels_last(layer, seen)
+    out = returned.new_empty(rows * groups, *((returned.shape[1], kernel) if last else (kernel, returned.shape[1])))
     chunk = rows if seen.is_cuda else min(rows, max(1, _IN_CACHE // patches[0].numel()))
     buffer = seen.new_empty(chunk, *patches.shape[1:])
     for start in range(0, rows, chunk):
         stop = min(start + chunk, rows)
         filled = buffer[: stop - start].copy_(patches[start:stop])
         part = slice(start * groups, stop * groups)
-        if _channels_last(layer, seen):
+        if last:
             torch.bmm(returned[part], filled.view(-1, places, kernel), out=out[part])
         else:
-            torch.bmm(returned[part], filled.view(-1, kernel, places).transpose(1, 2), out=out[part])
-    out = out.view(records, -1, layer.out_channels, kernel)
+            torch.bmm(filled.view(-1, kernel, places), returned[part].transpose(1, 2), out=out[part])
+    out = out.view(records, rows // records, -1)
     return out.squeeze(1) if rows == records else out.sum(1)
 
 
@@ -192,7 +241,8 @@ def _channels_last(layer: Convolution, seen: Tensor) -> bool:
 def _arranged(layer: Convolution, gradients: Tensor, *, last: bool) -> Tensor:
     """From the order of the patches to the kernel's own."""
     if not last:
-        return gradients.view(-1, *layer.weight.shape)
+        apart = gradients.view(len(gradients), layer.groups, layer.weight[0].numel(), -1)
+        return apart.transpose(2, 3).reshape(-1, *layer.weight.shape)
     apart = gradients.view(len(gradients), layer.out_channels, *layer.kernel_size, -1)
     return apart.movedim(-1, 2).contiguous()
 
@@ -222,8 +272,11 @@ def _padded(layer: Convolution, seen: Tensor) -> Tensor:
     both_sides: list[int] = layer._reversed_padding_repeated_twice
     if not any(both_sides):
         return seen
-    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    return functional.pad(seen, both_sides, mode=mode)
+    if layer.padding_mode != "zeros":
+        return functional.pad(seen, both_sides, mode=layer.padding_mode)
+    if _channels_last(layer, seen):  # padded and put in the order of the patches in one pass
+        return functional.pad(seen.movedim(1, -1), [0, 0, *both_sides]).movedim(-1, 1)
+    return functional.pad(seen, both_sides)
 
 
 def _patches(layer: Convolution, seen: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ weighted sum of their gradients, without a second backward pass.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -73,7 +73,7 @@ class Tape:
         self._anchor = torch.zeros((), device=self._parameters[0].device, requires_grad=True)
         self._rows = self._records = 0
         self._shares: dict[nn.Parameter, list[Share]] = defaultdict(list)
-        self._silenced: list[nn.Parameter] = []
+        self._silenced: set[nn.Parameter] = set()
         self._shared_index: set[nn.Module] = set()
         self._handles: list[Any] = []
         self._attentions: list[nn.Module] = []
@@ -192,7 +192,7 @@ class Tape:
             self.slow = (*self.slow, f"{name or 'the model'} ({type(layer).__name__})")
         # Inputs are seen before the layer's own hooks change them no more, outputs after: first in, last out.
         self._handles.append(layer.register_forward_pre_hook(self._before(own), with_kwargs=True))
-        self._handles.append(layer.register_forward_hook(self._after(rule), with_kwargs=True))
+        self._handles.append(layer.register_forward_hook(self._after(rule, own), with_kwargs=True))
 
     def _take_over(self, name: str, layer: nn.MultiheadAttention) -> None:
         if layer.bias_k is not None or layer.add_zero_attn:
@@ -215,18 +215,18 @@ class Tape:
             for parameter in own:
                 if parameter.requires_grad:
                     parameter.requires_grad_(False)
-                    self._silenced.append(parameter)
+                    self._silenced.add(parameter)
             if args and isinstance(args[0], Tensor):
                 return (self._spread(layer, args[0]), *args[1:]), kwargs
             return None
 
         return hook
 
-    def _after(self, rule: Rule | None) -> Callable[..., Any]:
+    def _after(self, rule: Rule | None, own: list[nn.Parameter]) -> Callable[..., Any]:
         def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
             if not self._active():
                 return None
-            self._speak(layer)
+            self._speak(own)
             if not isinstance(out, Tensor):
                 raise UnsupportedError(
                     f"DP-SGD cannot train {self._name(layer)} ({type(layer).__name__}): it holds parameters itself and "
@@ -276,13 +276,12 @@ class Tape:
                 return seen.expand(self._rows, -1)
         return seen
 
-    def _speak(self, layer: nn.Module | None = None) -> None:
+    def _speak(self, own: Collection[nn.Parameter] | None = None) -> None:
         """Lets parameters take gradients again: those of one layer, or all."""
-        own = None if layer is None else set(layer.parameters(recurse=False))
-        for parameter in self._silenced:
-            if own is None or parameter in own:
+        for parameter in list(self._silenced) if own is None else own:
+            if parameter in self._silenced:
                 parameter.requires_grad_(True)
-        self._silenced = [] if own is None else [one for one in self._silenced if one not in own]
+                self._silenced.discard(parameter)
 
     def _name(self, layer: nn.Module) -> str:
         """The name of a layer's first trained parameter, for messages."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 from auditorch.attacks.errors import UnsupportedError
 from auditorch.privacy.gradients import rules, shares
-from auditorch.privacy.gradients.shares import Deferred, Formed, Outers
+from auditorch.privacy.gradients.shares import Arranged, Deferred, Formed, Outers
 from auditorch.privacy.gradients.tape import RecordGradients, Tape
 from opacus.grad_sample import GradSampleModule
 from torch import Tensor, nn
@@ -127,6 +127,14 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
         images(2, 5, 5),
     ),
     "conv2d on one place": (lambda: Net(nn.Conv2d(2, 4, 5), features=4), images(2, 5, 5)),
+    "conv2d by groups": (
+        lambda: Net(nn.Conv2d(16, 6, (3, 2), (1, 2), (2, 0), (1, 2), groups=2), nn.Conv2d(6, 2, 3), features=2),
+        images(16, 6, 14),
+    ),
+    "conv2d circular by groups": (
+        lambda: Net(nn.Conv2d(8, 4, 3, padding=1, padding_mode="circular"), features=4),
+        images(8, 6, 6),
+    ),
     "conv3d": (
         lambda: Net(nn.Conv3d(2, 4, 2, stride=(1, 2, 1), padding=1, dilation=(2, 1, 1), groups=2), features=4),
         images(2, 4, 4, 5),
@@ -225,8 +233,8 @@ def test_equals_a_loop_over_records(name: str) -> None:
     assert "forward" not in {key for layer in module.modules() for key in layer.__dict__}
 
 
-@pytest.mark.parametrize("name", ["linear on sequences", "conv1d", "conv2d uneven", "group norm", "layer norm",
-                                  "transformer", "tied and used twice", "no rule: PReLU"])  # fmt: skip
+@pytest.mark.parametrize("name", ["linear on sequences", "conv1d", "conv2d uneven", "conv2d by groups", "group norm",
+                                  "layer norm", "transformer", "tied and used twice", "no rule: PReLU"])  # fmt: skip
 def test_a_record_is_all_of_its_views(name: str) -> None:
     module, x, _ = case(name)
     x = x[:4]
@@ -240,8 +248,8 @@ def test_a_record_is_all_of_its_views(name: str) -> None:
     [  # without what Opacus cannot do or gets wrong (1.6.0: padding by wrapping, LayerNorm without bias)
         name
         for name in CASES
-        if name not in ("layer norm", "conv2d circular", "in place", "tied and used twice", "transformer")
-        and not name.startswith(("no rule", "attention", "positions"))
+        if name not in ("layer norm", "in place", "tied and used twice", "transformer")
+        and not name.startswith(("no rule", "attention", "positions", "conv2d circular"))
     ],
 )
 def test_equals_opacus(name: str) -> None:
@@ -263,6 +271,17 @@ def test_kernels_too_large_to_keep(name: str, views: int, monkeypatch: pytest.Mo
     compare(found, one_by_one(module, x, y, views))
 
 
+def test_kernels_by_groups_copy_no_patches(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> Tensor:
+        raise AssertionError("patches were copied")
+
+    monkeypatch.setattr(rules, "_kernel_gradients", refuse)
+    module, x, y = case("conv2d circular by groups")
+    recorded(module, x, y)
+    with pytest.raises(AssertionError, match="patches were copied"):
+        recorded(*case("conv2d circular"))
+
+
 def test_the_cheaper_form_is_chosen() -> None:
     def kind(t: int, i: int, o: int) -> type:
         return type(shares.matrix_share(torch.randn(2, t, i), torch.randn(2, t, o)))
@@ -270,6 +289,7 @@ def test_the_cheaper_form_is_chosen() -> None:
     assert kind(1, 50, 50) is shares.Outer
     assert kind(4, 50, 50) is Outers
     assert kind(500, 10, 10) is Formed
+    assert kind(500, 20, 10) is Arranged
 
 
 def test_frozen_parameters_have_no_share() -> None:
