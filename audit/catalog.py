@@ -24,6 +24,13 @@ def listing(kind: Kind) -> list[tuple[str, str]]:
     return [(name, summary(kind, name)) for name in registry.names(kind)]
 
 
+def text_attacks() -> list[tuple[str, str]]:
+    """Name and one sentence for each attack of the check `text_evasion`; they edit strings, not tensors."""
+    from ..attacks.text.recipes import RECIPES
+
+    return [(name, (inspect.getdoc(build) or "").partition("\n")[0]) for name, build in RECIPES.items()]
+
+
 def metrics() -> list[tuple[str, str]]:
     """``check.metric`` and what it means, for every check."""
     rows = []
@@ -40,9 +47,12 @@ def description(name: str) -> str:
         SpecError: for an unknown name, with the nearest one.
     """
     kinds: list[Kind] = [kind for kind in KINDS if name in registry.names(kind)]
+    texts = dict(text_attacks())
+    if not kinds and name in texts:
+        return f"text attack {name}\n\n{texts[name]}\n\nRun it with the check text_evasion: {{attack: {name}}}."
     if not kinds:
         raise SpecError(
-            registry.unknown("check, attack or defense", name, [n for k in KINDS for n in registry.names(k)])
+            registry.unknown("check, attack or defense", name, [*texts, *(n for k in KINDS for n in registry.names(k))])
         )
     return "\n\n".join("\n".join(_describe(kind, name)) for kind in kinds)
 

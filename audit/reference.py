@@ -46,7 +46,15 @@ def write(folder: Path) -> list[Path]:
 def _page(kind: Kind) -> str:
     parts = [f"# {_TITLES[kind]}", _INTRODUCTION[kind], _contents(kind)]
     parts += ["\n".join(_entry(kind, name)) for name in registry.BUILTIN[kind]]
+    parts += [_text_attacks()] if kind == "attacks" else []
     return _HEAD + "\n\n".join(parts) + "\n"
+
+
+def _text_attacks() -> str:
+    about = "What `text_evasion` can run as `attack`. They edit strings."
+    return "\n".join(
+        ["## Text attacks", "", about, "", *(f"- `{name}`: {_text(text)}" for name, text in catalog.text_attacks())]
+    )
 
 
 def _contents(kind: Kind) -> str:

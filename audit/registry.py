@@ -38,6 +38,7 @@ BUILTIN: dict[Kind, dict[str, str]] = {
         "behaviour": "audit.checks.behaviour:Behaviour",
         "slices": "audit.checks.slices:Slices",
         "canary_exposure": "audit.checks.canary_exposure:CanaryExposure",
+        "text_certification": "audit.checks.text_certification:TextCertification",
     },
     "attacks": {
         "fgsm": "attacks.evasion.fgsm:FGSM",
@@ -82,6 +83,7 @@ BUILTIN: dict[Kind, dict[str, str]] = {
         "student": "audit.variants.student:StudentVariant",
         "sweep": "audit.variants.sweep:SweepVariant",
         "freelb": "audit.variants.freelb:FreeLBVariant",
+        "random_mask": "audit.variants.random_mask:RandomMaskVariant",
     },
 }
 """Relative to the package that holds the five folders; each value is ``module:attribute``."""

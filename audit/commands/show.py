@@ -19,6 +19,9 @@ def list_names(kind: str | None) -> None:
             if kind is None:
                 click.echo(f"{one}:")
             _print_rows(catalog.listing(one))
+            if one == "attacks":
+                click.echo("text attacks, for the check text_evasion:")
+                _print_rows(catalog.text_attacks())
 
 
 @click.command()

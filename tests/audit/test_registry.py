@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import get_args
 
 import pytest
+from auditorch.attacks.text.recipes import RECIPES
 from auditorch.audit import catalog, registry
 from auditorch.audit.checks.base import Check
 from auditorch.audit.errors import SpecError
@@ -95,3 +96,14 @@ def test_the_catalog_tells_defaults_and_descriptions() -> None:
     with pytest.raises(SpecError, match="Did you mean 'evasion'"):
         catalog.description("evasoin")
     assert ("performance.accuracy", "Share of samples classified as labelled.") in catalog.metrics()
+
+
+def test_text_attacks_are_listed_and_described_beside_those_on_tensors() -> None:
+    rows = dict(catalog.text_attacks())
+    assert tuple(rows) == tuple(RECIPES)
+    assert all(rows.values())
+    assert not set(rows) & set(registry.names("attacks"))
+    assert rows["pwws"] in catalog.description("pwws")
+    assert "text_evasion: {attack: pwws}" in catalog.description("pwws")
+    with pytest.raises(SpecError, match="Did you mean 'deepwordbug'"):
+        catalog.description("deepwordbugs")

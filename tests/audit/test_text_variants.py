@@ -43,6 +43,7 @@ variants:
   - distillation: {train: train.csv, epochs: 1, batch_size: 16, start: target}
   - regularization: {train: train.csv, epochs: 1, batch_size: 16, dropout: 0.1}
   - freelb: {train: train.csv, epochs: 1, batch_size: 16}
+  - random_mask: {train: train.csv, epochs: 1, batch_size: 16, masked: 0.3}
   - dp_sgd: {train: train.csv, epochs: 1, batch_size: 16, start: target, scope: head, noise_multiplier: 1.0}
 seed: 0
 """
@@ -200,7 +201,7 @@ def test_an_audit_of_text_variants_runs_resumes_and_verifies(project: Path) -> N
     run_audit(spec, out)
     record = read_record(out / "audit.json")
     assert [variant.id for variant in record.variants] == [
-        "base", "fine_tuning", "distillation", "regularization", "freelb", "dp_sgd"
+        "base", "fine_tuning", "distillation", "regularization", "freelb", "random_mask", "dp_sgd"
     ]  # fmt: skip
     for variant in record.variants:
         assert [result.status for result in variant.results] == ["ok", "ok"], variant
