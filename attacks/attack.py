@@ -40,8 +40,9 @@ class Attack(Protocol):
 
 
 Access = Literal["gradients", "scores", "labels"]
-Unit = Literal["steps", "queries"]
-"""What an attack's progress on a sample is counted in: points examined with their gradient, or model evaluations."""
+Unit = Literal["steps", "queries", "passes"]
+"""What an attack's progress on a sample is counted in: points examined with their gradient, model evaluations of an
+attack that needs no gradients, or forward passes of one that mixes both kinds."""
 
 
 @runtime_checkable
@@ -85,7 +86,7 @@ class AttackOutcome:
         verification_forwards: samples passed through the model for the clean prediction and the re-verification.
         examined: bool ``(n,)``, false where a budget ended before the sample's turn.
         seconds: wall time.
-        unit: ``steps`` or ``queries`` where the attack counts them (see :class:`Traced`), else None.
+        unit: ``steps``, ``queries`` or ``passes`` where the attack counts them (see :class:`Traced`), else None.
         spent: int64 ``(n,)``, units spent on each sample until it fell within eps, or in all where it stands.
     """
 
@@ -121,13 +122,15 @@ class AttackOutcome:
         return float((self.distance[self.examined] > eps).double().mean())
 
     def robust_accuracy_after(self, spent: int) -> float:
-        """Share of examined samples that stand after ``spent`` steps or queries on each: the curve against effort.
+        """Share of examined samples that stand after ``spent`` units on each: the curve against effort.
 
         Raises:
             UnsupportedError: when the attack does not count them.
         """
         if self.unit is None:
-            raise UnsupportedError("this attack does not tell what it spent on each sample: use pgd, apgd or square")
+            raise UnsupportedError(
+                "this attack does not say what it spent on each sample: use auto, pgd, apgd or square"
+            )
         fell = self.success & (self.spent <= spent)
         return float((~fell[self.examined]).double().mean())
 

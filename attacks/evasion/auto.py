@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..attack import Access, Model, Randomness, check_norm
+from ..attack import Access, Model, Randomness, Unit, check_norm
 from ..ball import Ball, sparse_step, unit
 from ..errors import UnsupportedError
 from ..losses import margin, targeted_margin
@@ -75,6 +75,7 @@ class Auto:
 
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2", "l1")
     access: ClassVar[Access] = "gradients"
+    unit: ClassVar[Unit] = "passes"
 
     def __post_init__(self) -> None:
         if min(self.steps, self.n_targets, self.focus_steps) < 1:
@@ -84,9 +85,15 @@ class Auto:
 
     def __call__(self, model: Model, x: Tensor, y: Tensor, threat: Threat, *, generator: Randomness = None) -> Tensor:
         """Adversarial inputs in the shape of ``x``; see :class:`~auditorch.attacks.attack.Attack`."""
+        return self.trace(model, x, y, threat, generator=generator)[0]
+
+    def trace(
+        self, model: Model, x: Tensor, y: Tensor, threat: Threat, *, generator: Randomness = None
+    ) -> tuple[Tensor, Tensor]:
+        """What the call gives, and int64 ``(n,)``: forward passes of each sample until it fell, else in all."""
         check_norm(self, threat)
         if len(x) == 0:
-            return x.clone()
+            return x.clone(), torch.zeros_like(y)
         streams = Streams.of(generator, len(x), x.device)
         with attacking(model):
             hunt = _Hunt(model, x, y, threat, streams)
@@ -101,7 +108,7 @@ class Auto:
                 hunt.climb(self.focus_steps)
             if self.focus_queries:
                 hunt.query(self.focus_queries)
-        return hunt.search.x_adv
+        return hunt.search.x_adv, hunt.search.spent
 
 
 class _Hunt:
@@ -118,6 +125,7 @@ class _Hunt:
         self.model, self.x, self.y, self.threat, self.streams = model, x, y, threat, streams
         clean = forward(model, x)
         self.search = ActiveSet(x, ~fooled(clean, y, targeted=threat.targeted))
+        self.search.spent += 1
         self.worthwhile = torch.ones(len(x), dtype=torch.bool, device=x.device)
         self.gap = self._leads(clean, y)
         self.tried = torch.zeros_like(self.gap, dtype=torch.bool)
@@ -149,7 +157,8 @@ class _Hunt:
         if len(rows):
             square = Square(queries=queries)
             streams = self.streams.select(rows).fork(self.runs + 1)
-            point = square(self.model, self.x[rows], self.y[rows], self.threat, generator=streams)
+            point, asked = square.trace(self.model, self.x[rows], self.y[rows], self.threat, generator=streams)
+            self.search.spent[rows] += asked
             self._learn(forward(self.model, point), point)
 
     def keep_within(self, limit: float) -> None:

@@ -1,4 +1,4 @@
-"""Robust accuracy against what the attack spent on each sample: steps or queries, from the one run that was made."""
+"""Robust accuracy against what the attack spent on each sample, from the one run that was made."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ from .evasion_measures import Measured, ball_text
 from .evasion_search import Search
 
 _POINTS = 60
-_WORDS: dict[Unit, str] = {"steps": "gradient steps per sample", "queries": "queries per sample"}
+_WORDS: dict[Unit, str] = {
+    "steps": "gradient steps per sample",
+    "queries": "queries per sample",
+    "passes": "forward passes per sample",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +50,14 @@ class Effort:
 
 
 def effort_chart(effort: Effort, attack: str) -> Chart:
-    """Robust accuracy against steps or queries, with its band."""
+    """Robust accuracy against steps, queries or passes, with its band."""
     amounts, standing = effort.curve()
     n = len(effort.spent)
     low, high = rate_intervals(standing, n)
     ball = ball_text(effort.measured.norm, effort.measured.eps)
     return Chart(
         id="effort",
-        title=f"Robust accuracy against {effort.unit}, {ball}",
+        title=f"Robust accuracy against {effort.unit if effort.unit != 'passes' else 'forward passes'}, {ball}",
         caption="At 0: clean accuracy. A curve that still falls at its end says that the attack was stopped too "
         "soon. Band: 95 % interval.",
         style="step",
@@ -77,9 +81,9 @@ def verify_effort(measured: Measured, recorded: Mapping[str, Tensor], result: Re
     chart = next((figure for figure in result.figures if isinstance(figure, Chart) and figure.id == "effort"), None)
     if chart is None:
         return
-    same = "spent" in recorded
-    if same:
-        unit: Unit = "queries" if chart.x_label == _WORDS["queries"] else "steps"
+    unit: Unit | None = next((unit for unit, words in _WORDS.items() if words == chart.x_label), None)
+    same = False
+    if unit is not None and "spent" in recorded:
         again = effort_chart(Effort(measured, recorded["spent"].numpy(), unit), chart.lines[0].name)
         same = again.lines == chart.lines
     yield Claim("the curve against steps or queries follows from what each sample took", same)

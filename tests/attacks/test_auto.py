@@ -76,3 +76,23 @@ def test_hopeless_samples_are_left_alone_after_three_targets(crooked: tuple[nn.M
     outcome = evaluate(Auto(), model, x, y, Threat("linf", 1e-5))
     assert not outcome.success.any()
     assert outcome.backwards == 4 * 20 * len(x)
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.012), ("l1", 0.35)])
+def test_what_it_says_of_each_sample_adds_up_to_all_its_passes(
+    crooked: tuple[nn.Module, Tensor, Tensor], norm: Norm, eps: float
+) -> None:
+    """Ascents, APGD and Square; the engine counts what really passes, here also of samples alone in their batch."""
+    model, x, y = crooked
+    attack = Auto(steps=6, focus_steps=8, focus_restarts=2, focus_queries=30, focus=0.5)
+    together = evaluate(attack, model, x, y, Threat(norm, eps))
+    assert together.unit == "passes"
+    assert together.forwards == int(together.spent.sum())
+    for row in (0, int(together.spent.argmax()), int(together.success.nonzero()[0])):
+        ids = torch.tensor([row])
+        alone = evaluate(attack, model, x[row : row + 1], y[row : row + 1], Threat(norm, eps), ids=ids)
+        assert alone.forwards == int(together.spent[row])
+    longest = int(together.spent.max())
+    assert together.robust_accuracy_after(0) == 1
+    assert together.robust_accuracy_after(2) > together.robust_accuracy_after(longest)
+    assert together.robust_accuracy_after(longest) == together.robust_accuracy

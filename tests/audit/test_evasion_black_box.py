@@ -127,6 +127,27 @@ def test_steps_are_counted_over_the_radii_up_to_the_one_that_matters(tmp_path: P
     assert effort(run(tmp_path, samples, attack="fgsm", diagnostics=False)[1]) is None
 
 
+def test_the_default_attack_is_drawn_against_its_passes(tmp_path: Path, samples: Samples) -> None:
+    check, result, context = run(tmp_path, samples, diagnostics=False, focus_queries=50)
+    chart = effort(result)
+    assert chart is not None
+    assert chart.x_label == "forward passes per sample"
+    assert chart.lines[0].y[0] == metric(result, "clean_accuracy").value
+    assert chart.lines[0].y[-1] == metric(result, "robust_accuracy").value
+    claims = list(check.verify(toy_target(), samples, result, context))
+    assert all(claim.ok for claim in claims)
+    assert any("steps or queries" in claim.what for claim in claims)
+
+    relabelled = chart.model_copy(update={"x_label": "gradient steps per epoch"})
+    raised = chart.lines[0].model_copy(update={"y": (*chart.lines[0].y[:-1], 0.9)})
+    for forged in (relabelled, chart.model_copy(update={"lines": (raised,)})):
+        figures = tuple(forged if figure == chart else figure for figure in result.figures)
+        claims = check.verify(toy_target(), samples, result.model_copy(update={"figures": figures}), context)
+        assert [claim.what for claim in claims if not claim.ok] == [
+            "the curve against steps or queries follows from what each sample took"
+        ]
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
