@@ -83,6 +83,7 @@ BUILTIN: dict[Kind, dict[str, str]] = {
         "student": "audit.variants.student:StudentVariant",
         "sweep": "audit.variants.sweep:SweepVariant",
         "freelb": "audit.variants.freelb:FreeLBVariant",
+        "text_augmentation": "audit.variants.text_augmentation:TextAugmentationVariant",
         "random_mask": "audit.variants.random_mask:RandomMaskVariant",
     },
 }

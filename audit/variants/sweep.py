@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor, nn
@@ -20,12 +21,14 @@ from ..checks.base import Context, encoded
 from ..checks.evasion import DEFAULT_EPS, Radius
 from ..checks.evasion_options import build_attack
 from ..checks.metrics import percent
-from ..errors import AuditError
+from ..errors import AuditError, UnsupportedError
+from ..loading.tokens import as_texts
 from ..samples import Samples
 from ..target import Target
 from .base import Built, Variant
 from .sweep_figures import failures, front_chart, metrics, trials_table, value_text
 from .sweep_trials import HeldOut, TrialLog
+from .text_augmentation import OFFERED, attack_training
 
 
 class Range(BaseModel):
@@ -69,8 +72,12 @@ class SweepVariant(Variant):
     eps: Radius = Field(
         default_factory=lambda data: DEFAULT_EPS[data.get("norm", "linf")], description="Its radius, in input units."
     )
-    attack: str = Field(default="pgd", description="Attack on the held-out data; the audit's own checks judge later.")
-    steps: int | None = Field(default=20, ge=1, description="Its steps.")
+    attack: str = Field(
+        default="pgd",
+        description="Attack on the held-out data; for texts one of text_evasion's, such as typos. The audit's own "
+        "checks judge later.",
+    )
+    steps: int | None = Field(default=20, ge=1, description="Its steps; of an attack on texts, the queries per text.")
     choose: Rule = Field(
         default="balanced", description="balanced (mean of clean and robust), robust_accuracy or clean_accuracy."
     )
@@ -78,7 +85,8 @@ class SweepVariant(Variant):
 
     @model_validator(mode="after")
     def _fits(self) -> SweepVariant:
-        self._attack()
+        if self.attack not in OFFERED:
+            self._attack()
         check_space(self._space(), self.sampler)
         for parameters in self._corners():
             self.inner(parameters)
@@ -107,6 +115,9 @@ class SweepVariant(Variant):
         return self.inner(parameters["chosen"]).as_built(parameters)
 
     def build(self, target: Target, samples: Samples, context: Context) -> Built:
+        if (target.modality == "text") != (self.attack in OFFERED):
+            what = f"one of text_evasion's, such as typos, not {self.attack}" if target.modality == "text" else "pgd"
+            raise UnsupportedError(f"sweep: for {target.modality} inputs `attack` must be {what}")
         found = self._search(target, samples, context)
         best = choose(found, self.choose, self.clean_at_least)
         context.progress.start("final training of the chosen setting", 1)
@@ -164,6 +175,8 @@ class SweepVariant(Variant):
         return total
 
     def _measure(self, target: Target, held: Samples, context: Context) -> Score:
+        if target.modality == "text":
+            return self._measure_texts(target, held, context)
         x, y = encoded(target, held)
         threat = Threat(self.norm, self.eps, bounds=target.bounds)
         outcome = evaluate(
@@ -171,6 +184,15 @@ class SweepVariant(Variant):
             batch_size=context.batch_size,
         )  # fmt: skip
         return Score(len(y), int(outcome.correct.sum()), int((~outcome.success).sum()))
+
+    def _measure_texts(self, target: Target, held: Samples, context: Context) -> Score:
+        raws, y = as_texts(held.inputs[np.arange(len(held))]), torch.from_numpy(held.labels)
+        outcome = attack_training(self.attack, target, raws, y, held.ids.tolist(), self._queries, context)
+        return Score(len(y), int(outcome.tried.sum()), int((outcome.tried & ~outcome.success).sum()))
+
+    @property
+    def _queries(self) -> int:
+        return 20 if self.steps is None else max(2, self.steps)
 
     def _attack(self) -> Attack:
         options = {} if self.steps is None else {"steps": self.steps}
@@ -184,6 +206,8 @@ class SweepVariant(Variant):
 
     @property
     def _ball(self) -> str:
+        if self.attack in OFFERED:
+            return f"{self._queries} queries per text"
         return f"{self.norm}, eps {self.eps:.3g}"
 
     def _summary(self, found: Sequence[Trial], best: Trial) -> str:

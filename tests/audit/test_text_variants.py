@@ -20,10 +20,13 @@ from auditorch.audit.spec import load_spec, parse_spec
 from auditorch.audit.target import Target
 from auditorch.audit.variants.dp_sgd import DPSGDVariant
 from auditorch.audit.variants.fine_tuning import FineTuningVariant
+from auditorch.audit.variants.sweep import SweepVariant
+from auditorch.audit.variants.text_augmentation import TextAugmentationVariant
 from auditorch.audit.verify import verify
 from auditorch.defenses.scope import blocks
 from auditorch.privacy.gradients.tape import Tape
 from auditorch.reports.schema import read_record
+from pydantic import ValidationError
 from torch.nn.functional import cross_entropy
 
 from ..attacks.text_world import WORDS, tiny_bert, word_logits
@@ -43,6 +46,7 @@ variants:
   - distillation: {train: train.csv, epochs: 1, batch_size: 16, start: target}
   - regularization: {train: train.csv, epochs: 1, batch_size: 16, dropout: 0.1}
   - freelb: {train: train.csv, epochs: 1, batch_size: 16}
+  - text_augmentation: {train: train.csv, epochs: 1, batch_size: 16, limit: 16, queries: 40}
   - random_mask: {train: train.csv, epochs: 1, batch_size: 16, masked: 0.3}
   - dp_sgd: {train: train.csv, epochs: 1, batch_size: 16, start: target, scope: head, noise_multiplier: 1.0}
 seed: 0
@@ -201,7 +205,7 @@ def test_an_audit_of_text_variants_runs_resumes_and_verifies(project: Path) -> N
     run_audit(spec, out)
     record = read_record(out / "audit.json")
     assert [variant.id for variant in record.variants] == [
-        "base", "fine_tuning", "distillation", "regularization", "freelb", "random_mask", "dp_sgd"
+        "base", "fine_tuning", "distillation", "regularization", "freelb", "text_augmentation", "random_mask", "dp_sgd"
     ]  # fmt: skip
     for variant in record.variants:
         assert [result.status for result in variant.results] == ["ok", "ok"], variant
@@ -217,3 +221,45 @@ def test_an_audit_of_text_variants_runs_resumes_and_verifies(project: Path) -> N
     again = read_record(out / "audit.json")
     assert (out / "evidence" / "dp_sgd" / "model.safetensors").stat().st_mtime_ns == weights, "nothing is trained again"
     assert [v.results[0].metrics for v in again.variants] == [v.results[0].metrics for v in record.variants]
+
+
+def test_what_broke_the_target_is_learned_with_its_true_label(project: Path, target: Target, tmp_path: Path) -> None:
+    where = context(project, tmp_path)
+    variant = TextAugmentationVariant(train="train", epochs=15, batch_size=16, lr=5e-3, limit=40)
+    held = variant.model_copy(update={"validation": 0.25})
+    apart = held.lesson(target, where)
+    assert apart.held is not None
+    aside = read(project, "train.csv")[1].inputs[apart.held[0].rows.numpy()]
+    assert len(aside) >= 10
+    assert not set(aside) & set(held.attacked(target, apart, where).texts), "held-out texts stay out"
+    lesson = variant.lesson(target, where)
+    more = variant.attacked(target, lesson, where)
+    n = len(lesson.y)
+    assert 0 < more.added == len(more.y) - n <= more.tried <= 40
+    assert torch.equal(more.y[:n], lesson.y)
+    known = set(read(project, "train.csv")[1].inputs[np.arange(48)])
+    assert set(more.texts[:n]) <= known
+    assert not set(more.texts[n:]) & known
+    assert (target.logits(more.texts[n:]).argmax(1) != more.y[n:]).all(), "only what the target gets wrong is added"
+    built = variant.build(target, read(project, "test.csv")[1], where)
+    after = target.with_module(built.module, "5" * 64).logits(more.texts).argmax(1)
+    assert float((after[n:] == more.y[n:]).float().mean()) > 0.8
+    broken = {metric.name: (metric.value, metric.n) for metric in built.metrics}["training_texts_broken"]
+    assert broken == (more.added / more.tried, more.tried)
+    with pytest.raises(ValidationError, match="unknown text attack"):
+        TextAugmentationVariant(train="train", attack="masked")
+
+
+def test_a_sweep_over_a_text_defense_is_judged_by_an_attack_on_texts(
+    project: Path, target: Target, tmp_path: Path
+) -> None:
+    made = {"train": "train", "defense": {"fine_tuning": {"epochs": 1, "batch_size": 16}}, "sampler": "grid",
+            "over": {"lr": [1e-5, 30.0]}, "validation": 0.3, "steps": 10}  # fmt: skip
+    test = read(project, "test.csv")[1]
+    built = SweepVariant.model_validate({**made, "attack": "typos"}).build(target, test, context(project, tmp_path))
+    found = {metric.name: metric.value or 0.0 for metric in built.metrics}
+    assert built.parameters["chosen"] == {"lr": 1e-5}, "the other setting ruins the model"
+    assert found["validation_robust_accuracy"] < found["validation_accuracy"]
+    assert "10 queries per text" in built.summary
+    with pytest.raises(UnsupportedError, match="such as typos, not pgd"):
+        SweepVariant.model_validate(made).build(target, test, context(project, tmp_path))
