@@ -266,7 +266,7 @@ class _Search:
         Only the two windows change, so nothing else is looked at: norms of whole images follow from theirs.
         """
         c, p, single = x.shape[1], self._p, sizes[2:] == (1, 1)
-        here, there = (windows(*sizes, words[:, i])[:, None].expand(-1, c, -1) for i in (0, 1))
+        here, there = (window[:, None].expand(-1, c, -1) for window in windows(*sizes, words[:, :2]).unbind(1))
         points, base, far = current.clone(), x.gather(2, here), x.gather(2, there)
         old = points.gather(2, here).sub_(base)
         points.scatter_(2, here, base)

@@ -9,12 +9,12 @@ from torch import Tensor
 
 
 def windows(h: int, w: int, side_h: int, side_w: int, words: Tensor) -> Tensor:
-    """Flat pixel indices ``(n, side_h * side_w)`` of the window that each sample's random word ``(n,)`` picks."""
+    """Flat pixel indices ``(..., side_h * side_w)`` of the window that each of the random ``words`` ``(...)`` picks."""
     across = w - side_w + 1
     corner = (words >> 1) % ((h - side_h + 1) * across)
     if side_w > 1:  # from the number of a place to its pixel
         corner = torch.add(corner, corner.div(across, rounding_mode="floor"), alpha=side_w - 1)
-    return corner[:, None] + _offsets(side_h, side_w, w, words.device)
+    return corner[..., None] + _offsets(side_h, side_w, w, words.device)
 
 
 @lru_cache(maxsize=256)
