@@ -18,11 +18,13 @@ from auditorch.audit.runner import run_audit
 from auditorch.audit.samples import Samples
 from auditorch.audit.spec import load_spec, parse_spec
 from auditorch.audit.target import Target
+from auditorch.audit.variants import training
 from auditorch.audit.variants.dp_sgd import DPSGDVariant
 from auditorch.audit.variants.fine_tuning import FineTuningVariant
 from auditorch.audit.variants.sweep import SweepVariant
 from auditorch.audit.variants.text_augmentation import TextAugmentationVariant
 from auditorch.audit.verify import verify
+from auditorch.defenses.checkpoint import Checkpoint
 from auditorch.defenses.scope import blocks
 from auditorch.privacy.gradients.tape import Tape
 from auditorch.reports.schema import read_record
@@ -263,3 +265,26 @@ def test_a_sweep_over_a_text_defense_is_judged_by_an_attack_on_texts(
     assert "10 queries per text" in built.summary
     with pytest.raises(UnsupportedError, match="such as typos, not pgd"):
         SweepVariant.model_validate(made).build(target, test, context(project, tmp_path))
+
+
+def test_a_training_on_texts_that_was_cut_off_ends_with_the_same_weights(
+    project: Path, target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches are padded to lengths of their own; the continued training must see the same ones."""
+    variant = FineTuningVariant(train="train", epochs=3, batch_size=16)
+    test = read(project, "test.csv")[1]
+    whole = variant.build(target, test, context(project, tmp_path / "whole")).module.state_dict()
+    monkeypatch.setattr(training, "Checkpoint", lambda path, key: Checkpoint(path, 0, key))
+    where, steps = context(project, tmp_path / "cut"), list[float]()
+
+    def cut_off(amount: float = 1.0) -> None:
+        steps.append(amount)
+        if len(steps) == 5:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(where.progress, "advance", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        variant.build(target, test, where)
+    again = variant.build(target, test, where).module.state_dict()
+    assert steps[5:7] == [64, 16], "four steps of 16 were saved and are not made again"
+    assert all(torch.equal(value, whole[name]) for name, value in again.items())
