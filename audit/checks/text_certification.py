@@ -56,7 +56,12 @@ class TextCertification(Check):
     }
     cost: ClassVar[str] = "50 + draws forward passes per text, fewer for short ones"
 
-    masked: float = Field(default=0.7, gt=0, lt=1, description="Share of the words that are hidden in each version.")
+    masked: float = Field(
+        default=0.7,
+        gt=0.5,
+        lt=1,
+        description="Share of the words hidden in each version; where half are in sight nothing can be proven.",
+    )
     draws: int = Field(default=500, ge=50, description="Versions that bound the winner's probability.")
     alpha: float = Field(default=0.001, gt=0, lt=0.5, description="Probability that a text's certificate is wrong.")
     words: int = Field(default=5, ge=1, description="Largest number of replaced words that is reported.")

@@ -63,7 +63,7 @@ def test_a_near_tie_is_no_answer(tmp_path: Path) -> None:
     """Two words of which one is in sight: half of the votes each way."""
     data = samples()
     data = Samples(np.array(["good film"], dtype=object), data.labels[:1], data.ids[:1], ["0"], data.classes, "t", "0")
-    result = TextCertification(masked=0.5, mask="*", draws=200).run(TARGET, data, FakeContext(tmp_path))
+    result = TextCertification(masked=0.6, mask="*", draws=200).run(TARGET, data, FakeContext(tmp_path))
     found = {metric.name: metric.value for metric in result.metrics}
     assert found["abstained"] == 1
     assert found["clean_accuracy"] == 0
