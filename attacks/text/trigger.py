@@ -108,8 +108,8 @@ class TriggerSearch:
             total = torch.stack([gradient[place] for gradient in gradients(rows, passages)]).sum(0)
             gain = vectors @ total
             steps = (gain / gain.abs().max().clamp_min(1e-12) * 1e4).round()
-            top = steps.argsort(descending=True, stable=True)[: self.candidates].tolist()
-            found += [vocabulary[i] for i in top]
+            top: list[int] = steps.argsort(descending=True, stable=True)[: self.candidates].tolist()
+            found += [str(vocabulary[i]) for i in top]
         return list(dict.fromkeys(found))
 
     def _score(self, victim: Victim, rows: Sequence[int], target: int, words: Sequence[str]) -> float:
