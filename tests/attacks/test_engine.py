@@ -361,7 +361,7 @@ def test_one_run_draws_robust_accuracy_against_what_was_spent(attack: PGD | APGD
 def test_attacks_that_do_not_count_have_no_such_curve() -> None:
     outcome = evaluate(FGSM(), PROBLEM.model, PROBLEM.x, PROBLEM.y, THREAT)
     assert outcome.unit is None
-    with pytest.raises(UnsupportedError, match="does not tell"):
+    with pytest.raises(UnsupportedError, match="does not say what it spent"):
         outcome.robust_accuracy_after(1)
 
 
