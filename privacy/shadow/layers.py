@@ -68,11 +68,12 @@ class StackedLinear(StackedLayer):
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = self.need("weight"), self.own("bias")
         rows = x.reshape(self.models, -1, x.shape[-1])
+        # The weight comes first, so that its gradient has its layout and is kept without a copy.
         if bias is None:
-            y = torch.bmm(rows, weight.transpose(1, 2))
+            y = torch.bmm(weight, rows.transpose(1, 2))
         else:
-            y = torch.baddbmm(bias[:, None], rows, weight.transpose(1, 2))
-        return y.view(*x.shape[:-1], weight.shape[1])
+            y = torch.baddbmm(bias[..., None], weight, rows.transpose(1, 2))
+        return y.transpose(1, 2).reshape(*x.shape[:-1], -1)
 
 
 class StackedConv(StackedLayer):
@@ -90,11 +91,9 @@ class StackedConv(StackedLayer):
         weight, bias = self.need("weight"), self.own("bias")
         parts = x.view(self.models, -1, *x.shape[1:])
         if x.device.type == "cpu" and x.shape[1] == 1 and x[0, 0].numel() >= _LARGE_MAP:
-            alone = [
-                convolve(part, weight[k], None if bias is None else bias[k], *rest, layer.groups)
-                for k, part in enumerate(parts)
-            ]
-            return torch.cat(alone)
+            biases = [None] * self.models if bias is None else bias.unbind()
+            each = zip(parts.unbind(), weight.unbind(), biases, strict=True)
+            return torch.cat([convolve(part, w, b, *rest, layer.groups) for part, w, b in each])
         side = parts.transpose(0, 1).reshape(parts.shape[1], -1, *x.shape[2:])
         joined = None if bias is None else bias.reshape(-1)
         y = convolve(side, weight.flatten(0, 1), joined, *rest, layer.groups * self.models)
