@@ -32,8 +32,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def digits() -> tuple[Tensor, Tensor]:
-    data = load_digits()
-    return torch.from_numpy(data.data).float().div(16).view(-1, 1, 8, 8), torch.from_numpy(data.target)
+    pictures, labels = load_digits(return_X_y=True)
+    return torch.from_numpy(pictures).float().div(16).view(-1, 1, 8, 8), torch.from_numpy(labels)
 
 
 def networks() -> dict[str, tuple[nn.Module, int]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -13,15 +13,17 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from ...attacks.statistics import auc, auc_interval
+from ...defenses.scope import training_scope
 from ...privacy.accounting import Budget
 from ...privacy.auditing.audit import audit_in_one_run, loss_scores
 from ...privacy.auditing.bounds import LowerBound, one_run_bound
-from ...privacy.auditing.canaries import PlantedInputs, coins
+from ...privacy.auditing.canaries import CanaryNetwork, PlantedAugment, PlantedInputs, coins
 from ...privacy.dp_sgd import DPConfig, dp_fine_tune
 from ...reports.record import Chart, Figure, Finding, Line, Metric, Result, Table
 from ..errors import DataError
 from ..samples import Samples
 from ..target import Access, Target
+from ..variants.private_options import PrivateTraining
 from . import standards
 from .base import Check, Claim, Context, encoded
 from .metrics import by_name, estimate, plain
@@ -32,12 +34,13 @@ Mask = NDArray[np.bool_]
 Advance = Callable[[float], None]
 
 
-class DPAudit(Check):
+class DPAudit(PrivateTraining, Check):
     """Plants canaries, each on a coin of its own, and bounds epsilon from below by how well they are told apart.
 
-    With `train` the model's architecture is trained by DP-SGD with canaries beside the records, at the sampling rate,
-    noise and number of steps of the training that is to be believed: what is audited is the trainer. With `included`
-    and `excluded` the owner planted canaries himself, and the audited model is asked about them.
+    With `train` the model's architecture is trained by DP-SGD with canaries beside the records, with the options, at
+    the sampling rate, noise and number of steps of the training that is to be believed: what is audited is the trainer.
+    Copy the options of the `dp_sgd` variant: they are the same. With `included` and `excluded` the owner planted
+    canaries himself, and the audited model is asked about them.
     """
 
     name: ClassVar[str] = "dp"
@@ -61,6 +64,7 @@ class DPAudit(Check):
         "sample_rate": "Probability with which a record enters a batch, as claimed.",
         "steps": "Noisy steps, as claimed.",
     }
+    version: ClassVar[int] = 2
     cost: ClassVar[str] = (
         "one private training of `epochs` passes over the records and canaries; or a forward pass each"
     )
@@ -71,14 +75,6 @@ class DPAudit(Check):
     epsilon: float | None = Field(
         default=None, gt=0, description="Claimed budget; with train this or noise_multiplier."
     )
-    noise_multiplier: float | None = Field(default=None, ge=0, description="Noise in units of max_grad_norm.")
-    delta: float | None = Field(default=None, gt=0, lt=1, description="n ** -1.1 when left out (train only).")
-    epochs: int = Field(default=15, ge=1, description="Expected passes over the training data.")
-    batch_size: int = Field(default=512, ge=1, description="Expected records per step, out of all training records.")
-    max_grad_norm: float = Field(default=1.0, gt=0, description="l2 norm to which each gradient is clipped.")
-    lr: float = Field(default=0.5, gt=0, description="Learning rate.")
-    optimizer: Literal["sgd", "adam"] = Field(default="sgd", description="sgd or adam.")
-    momentum: float = Field(default=0.0, ge=0, lt=1, description="Of sgd.")
     canaries: int = Field(default=1000, ge=20, description="How many are planted; more can show a higher epsilon.")
     limit: int | None = Field(
         default=2000, ge=2, description="At most so many records are trained on; the sampling rate stays what it was."
@@ -132,10 +128,19 @@ class DPAudit(Check):
         rate = min(1.0, self.batch_size / len(whole))
         context.progress.start("private training with canaries", self.epochs * (len(x) + self.canaries / 2))
         budgets: list[Budget] = []
+        augment = self.augment.build(target)
 
         def train(module: nn.Module, inputs: PlantedInputs, labels: Tensor) -> tuple[nn.Module, Budget]:
-            config = self._config(context.seed, rate, len(whole), len(labels))
-            result = dp_fine_tune(module, inputs, labels, config=config, on_samples=context.progress.advance)
+            assert isinstance(module, CanaryNetwork)
+            with training_scope(module.module, self.trained_part(context.seed)):  # the probe is trained in any case
+                result = dp_fine_tune(
+                    module,
+                    inputs,
+                    labels,
+                    config=self._config(context, rate, len(whole), len(labels)),
+                    on_samples=context.progress.advance,
+                    augment=None if augment is None else PlantedAugment(augment, tuple(x.shape[1:])),
+                )
             budgets.append(result.budget)
             return result.module, result.budget
 
@@ -150,19 +155,14 @@ class DPAudit(Check):
         )
         return Audited(found.epsilon, found.bound, found.scores, found.included, budgets[0], rate)
 
-    def _config(self, seed: int, rate: float, whole: int, n: int) -> DPConfig:
+    def _config(self, context: Context, rate: float, whole: int, n: int) -> DPConfig:
         """The training to be believed, on fewer records: as likely to be drawn, as often, under as much noise."""
-        return DPConfig(
+        return self.steps(
             epsilon=self.epsilon,
-            noise_multiplier=self.noise_multiplier,
-            delta=float(whole) ** -1.1 if self.delta is None else self.delta,
-            epochs=self.epochs,
             batch_size=max(1, round(rate * n)),
-            max_grad_norm=self.max_grad_norm,
-            lr=self.lr,
-            optimizer=self.optimizer,
-            momentum=self.momentum,
-            seed=seed,
+            seed=context.seed,
+            delta=float(whole) ** -1.1 if self.delta is None else self.delta,
+            physical_batch=context.batch_size,
         )
 
     def _asked(self, target: Target, context: Context) -> Audited:
@@ -209,8 +209,14 @@ class DPAudit(Check):
         if self.train is not None:
             yield (
                 "The weights under audit themselves: what was tested is the trainer, on the same architecture with a "
-                "probe beside it, at the same sampling rate, noise and number of steps."
+                "probe beside it, at the same sampling rate, noise and number of steps. It began from the weights "
+                "under audit, whatever the training to be believed began from."
             )
+            if self.clipping == "per_layer":
+                yield (
+                    "A layer other than the probe that takes more than its share of the norm: a canary's gradient is "
+                    "almost wholly in the probe."
+                )
         else:
             yield "How the canaries were chosen and planted, which is taken on trust."
 
@@ -255,17 +261,8 @@ class Audited:
         return self.bound.epsilon > self.epsilon
 
 
-_TRAINING = {
-    "noise_multiplier",
-    "epochs",
-    "batch_size",
-    "max_grad_norm",
-    "lr",
-    "optimizer",
-    "momentum",
-    "canaries",
-    "limit",
-}
+_TRAINING = (set(PrivateTraining.model_fields) - {"delta"}) | {"canaries", "limit"}
+"""Options that mean nothing to the owner's own canaries."""
 
 
 def _coin_seed(seed: int) -> int:

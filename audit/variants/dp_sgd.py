@@ -5,17 +5,15 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from pydantic import Field, PositiveFloat, model_validator
 from torch import nn
 
-from ...defenses.lora import LoRA
-from ...defenses.scope import Scope, reset_head, training_scope
+from ...defenses.scope import reset_head, training_scope
 from ...privacy.checkpoint import delete_state
-from ...privacy.clipping import ClippingName
-from ...privacy.config import DPConfig, Schedule
+from ...privacy.config import DPConfig
 from ...privacy.dp_sgd import DPResult, dp_fine_tune
 from ...privacy.layers import private_structure
 from ...privacy.tuning import TuningCost, tuning_cost
@@ -27,14 +25,14 @@ from ..loading.model import inner
 from ..loading.weights import load_weights, read_weights
 from ..samples import Samples
 from ..target import Target
-from .augment import AugmentOptions
 from .base import Built, Variant
-from .training import TrainedPart, checked_scope, cost_metrics, curve_chart, training_data
+from .private_options import PrivateTraining
+from .training import checked_scope, cost_metrics, curve_chart, training_data
 
 FRESH, PRESENT = "random", "target"
 
 
-class DPSGDVariant(Variant):
+class DPSGDVariant(PrivateTraining, Variant):
     """Trains with DP-SGD: how well the model does when no single training record may matter."""
 
     name: ClassVar[str] = "dp_sgd"
@@ -59,46 +57,17 @@ class DPSGDVariant(Variant):
         description="Budget to spend; this or noise_multiplier. A list makes one variant of each, `dp_sgd-eps1` and so "
         "on: the privacy-utility curve.",
     )
-    noise_multiplier: float | None = Field(default=None, ge=0, description="Noise in units of max_grad_norm.")
-    delta: float | None = Field(default=None, gt=0, lt=1, description="n ** -1.1 when left out.")
     trials: int = Field(
         default=1,
         ge=1,
         description="Trainings made on these records to find the settings, this one included; their common budget is "
         "reported.",
     )
-    epochs: int = Field(default=15, ge=1, description="Expected passes over the training data.")
-    batch_size: int = Field(default=512, ge=1, description="Expected number of records per step.")
-    max_grad_norm: float = Field(default=1.0, gt=0, description="l2 norm to which each gradient is clipped.")
-    clipping: ClippingName = Field(
-        default="flat",
-        description="flat; per_layer (each layer has its share of the norm); automatic (every gradient is scaled "
-        "to the norm); or adaptive (the norm follows a quantile of the gradients', privately).",
-    )
-    quantile: float = Field(default=0.5, gt=0, lt=1, description="Which quantile adaptive clipping follows.")
-    lr: float = Field(default=2.0, gt=0, description="Highest learning rate.")
-    schedule: Schedule = Field(default="constant", description="constant, or cosine: falling to 0.")
-    optimizer: Literal["sgd", "adam"] = Field(default="sgd", description="sgd or adam.")
-    momentum: float = Field(default=0.0, ge=0, lt=1, description="Of sgd.")
-    scope: TrainedPart | Literal["lora"] = Field(
-        default="all", description="What is trained: all, head, the number of last blocks, or lora (adapters and head)."
-    )
-    lora_rank: int = Field(default=8, ge=1, description="Rank of the adapters (scope lora).")
-    lora_alpha: float = Field(default=16.0, gt=0, description="The adapters count alpha / rank times (scope lora).")
-    augment: AugmentOptions = Field(default=AugmentOptions(), description="Random changes of each record by itself.")
-    views: int = Field(
-        default=1, ge=1, description="Augmented copies of a record in each step, averaged before clipping; no privacy."
-    )
-    ema: float | None = Field(default=None, ge=0, lt=1, description="Decay of the average of weights that is kept.")
-    precision: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="bfloat16 for the passes; norms, sums, noise and weights stay float32."
-    )
     secret_seed: bool = Field(
         default=False,
         description="Draw sampling and noise from the operating system: needed for publishing, "
         "but another run gives other weights.",
     )
-    secure_noise: bool = Field(default=False, description="Noise that withstands floating-point attacks; slower.")
 
     @model_validator(mode="after")
     def _sound(self) -> DPSGDVariant:
@@ -106,12 +75,6 @@ class DPSGDVariant(Variant):
             raise ValueError("give either epsilon or noise_multiplier, one of the two")
         if isinstance(self.epsilon, tuple) and not self.epsilon:
             raise ValueError("epsilon is an empty list")
-        if self.augment.swap:
-            raise ValueError("augment.swap takes values from other records, so no gradient is one record's alone")
-        if self.views > 1 and self.augment == AugmentOptions():
-            raise ValueError("views above 1 needs augment: equal copies of a record add nothing")
-        if self.secure_noise and self.clipping == "adaptive":
-            raise ValueError("secure_noise does not cover the count of adaptive clipping; use clipping: flat")
         return self
 
     def expanded(self) -> tuple[DPSGDVariant, ...]:
@@ -131,7 +94,7 @@ class DPSGDVariant(Variant):
         augment = self.augment.build(target)
         context.progress.start("private training", self.epochs * len(y))
         kept = context.scratch(f"{self._state_name(target, context)}.safetensors")
-        with training_scope(module, self._scope(context.seed)):
+        with training_scope(module, self.trained_part(context.seed)):
             result = dp_fine_tune(
                 module,
                 x,
@@ -154,11 +117,6 @@ class DPSGDVariant(Variant):
         facts.append(context.samples(self.train).sha256)
         return f"dp-{stable_hash(facts)[:12]}"
 
-    def _scope(self, seed: int) -> Scope:
-        if self.scope == "lora":
-            return LoRA(self.lora_rank, self.lora_alpha, seed=seed)
-        return checked_scope(self.scope)
-
     def wrap(self, module: nn.Module) -> nn.Module:
         if self.scope == "lora":
             return module  # the structure is as before once the adapters are merged
@@ -169,24 +127,10 @@ class DPSGDVariant(Variant):
     def _config(self, context: Context, n: int) -> DPConfig:
         if isinstance(self.epsilon, tuple):
             raise UnsupportedError(f"{self.id or self.name}: one training has one epsilon; see expanded()")
-        return DPConfig(
+        return self.steps(
             epsilon=self.epsilon,
-            noise_multiplier=self.noise_multiplier,
-            delta=self.delta,
-            epochs=self.epochs,
             batch_size=min(self.batch_size, n),
-            max_grad_norm=self.max_grad_norm,
-            clipping=self.clipping,
-            quantile=self.quantile,
-            lr=self.lr,
-            optimizer=self.optimizer,
-            momentum=self.momentum,
-            schedule=self.schedule,
-            views=self.views,
-            ema=self.ema,
-            precision=self.precision,
             seed=None if self.secret_seed else context.seed,
-            secure_noise=self.secure_noise,
             physical_batch=context.batch_size,
         )
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -76,6 +77,24 @@ class PlantedInputs:
         rows[planted, : self.x[0].numel()] = self.canary.flatten().float()
         rows[planted, self.x[0].numel() + number] = self.strength
         return rows
+
+
+@dataclass(frozen=True, slots=True)
+class PlantedAugment:
+    """Random changes of the ordinary part of planted inputs ``(b, d + m)``; the canary's own coordinate stays.
+
+    Args:
+        augment: ``augment(x, generator) -> x`` for inputs as the module takes them.
+        shape: of one such input.
+    """
+
+    augment: Callable[[Tensor, torch.Generator], Tensor]
+    shape: Shape
+
+    def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        split = math.prod(self.shape)
+        changed = self.augment(x[:, :split].reshape(-1, *self.shape), generator)
+        return torch.cat([changed.flatten(1), x[:, split:]], 1)
 
 
 @dataclass(frozen=True, slots=True)

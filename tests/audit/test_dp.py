@@ -71,9 +71,9 @@ def test_an_honest_training_stands_and_could_have_been_refuted(honest: tuple[Pat
 
 
 def test_a_training_without_its_noise_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def silent(module: nn.Module, x: Any, y: Any, *, config: Any, on_samples: Any) -> DPResult:
+    def silent(module: nn.Module, x: Any, y: Any, *, config: Any, **rest: Any) -> DPResult:
         told = dp_fine_tune(module, x, y, config=replace(config, epochs=1))
-        done = dp_fine_tune(module, x, y, config=replace(config, noise_multiplier=0.0), on_samples=on_samples)
+        done = dp_fine_tune(module, x, y, config=replace(config, noise_multiplier=0.0), **rest)
         return replace(done, budget=told.budget)
 
     monkeypatch.setattr(dp, "dp_fine_tune", silent)
