@@ -14,11 +14,12 @@ from torch import Tensor
 
 from ...reports.record import Finding, Metric, Result
 from ..errors import DataError, UnsupportedError
+from ..loading.weights import read_weights
 from ..samples import Samples
 from ..target import Access, Target
 from . import standards
 from .base import Check, Claim, Context, Progress, encoded
-from .membership_attacks import AttackOptions, Queries, Tensors
+from .membership_attacks import RANDOM, AttackOptions, Queries, Tensors
 from .membership_exposure import Exposure, Group
 from .membership_figures import figures
 from .membership_findings import findings, warnings
@@ -62,7 +63,7 @@ class Membership(AttackOptions, Check):
         "one forward pass per member and non-member; lira, rmia, shokri: also shadows x epochs passes of training over "
         "half of them; label_only: some 90 forward passes for each"
     )
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
 
     train: str = Field(description="The training set, path relative to the spec: its records are the members.")
     nonmembers: str | None = Field(default=None, description="Records not trained on; the audited data if left out.")
@@ -72,7 +73,7 @@ class Membership(AttackOptions, Check):
     limit: int | None = Field(default=None, ge=1, description="At most so many members, and as many non-members.")
 
     def files(self) -> tuple[str, ...]:
-        return (self.train,) if self.nonmembers is None else (self.train, self.nonmembers)
+        return tuple(name for name in (self.train, self.nonmembers, self.start_file) if name is not None)
 
     @model_validator(mode="after")
     def _options_do_something(self) -> Self:
@@ -81,6 +82,10 @@ class Membership(AttackOptions, Check):
         unused = given & _SHADOW_OPTIONS if not self.with_shadows else set[str]()
         unused |= given & {"online", "flip", "shifts"} if self.attack not in ("lira", "rmia") else set[str]()
         unused |= given & {"variance"} if self.attack != "lira" else set[str]()
+        if self.new_head and self.start == RANDOM:
+            raise ValueError(
+                "new_head: random weights have a new head in any case; name those to start from in `start`"
+            )
         if unused:
             raise ValueError(
                 f"{', '.join(sorted(unused))}: not used by the {self.attack} attack; remove, or choose another"
@@ -97,7 +102,8 @@ class Membership(AttackOptions, Check):
         context.progress.start(self.title, len(queries.y))
         tensors = {"target_logits": self._asked(target, sides, queries, context, context.progress)}
         forwards = tensors["target_logits"].shape[0] * len(queries.y)
-        tensors |= self.gather(target, queries, context.seed, context.batch_size or 256, context.progress)
+        weights = None if self.start_file is None else read_weights(context.path(self.start_file))
+        tensors |= self.gather(target, queries, context.seed, context.batch_size or 256, context.progress, weights)
         exposure = self._exposure(tensors, queries, sides, context.seed)
         metrics = exposure.metrics
         return Result(
@@ -255,7 +261,7 @@ class Sides:
         return self.members, self.nonmembers
 
 
-_SHADOW_OPTIONS = {"shadows", "epochs", "shadow_batch_size", "optimizer", "lr", "weight_decay"}
+_SHADOW_OPTIONS = {"shadows", "epochs", "shadow_batch_size", "optimizer", "lr", "weight_decay", "start", "new_head"}
 
 
 @torch.no_grad()

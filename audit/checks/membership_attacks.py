@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...privacy.membership.augment import Augmentations
 from ...privacy.membership.label_only import LabelOnly
@@ -20,11 +22,16 @@ from ...privacy.membership.rmia import RMIA
 from ...privacy.membership.shokri import ShokriAttack
 from ...privacy.membership.statistics import References, label_log_probability, scaled_confidence
 from ...privacy.membership.threshold import SCORE_KINDS, membership_scores
+from ...privacy.shadow.fresh import continued, fresh
 from ...privacy.shadow.training import ShadowConfig, train_shadows
+from ..errors import UnsupportedError
+from ..loading.model import inner
+from ..loading.weights import Weights, load_weights
 from ..target import Access, Target
 from .base import Progress
 
 AttackName = Literal["loss", "confidence", "entropy", "margin", "lira", "rmia", "quantile", "shokri", "label_only"]
+RANDOM, BASE = "random", "base"
 ATTACKS: tuple[AttackName, ...] = get_args(AttackName)
 WITH_SHADOWS: frozenset[AttackName] = frozenset({"lira", "rmia", "shokri"})
 
@@ -68,12 +75,25 @@ class AttackOptions(BaseModel):
     optimizer: Literal["sgd", "adam"] = Field(default="adam", description="Of the shadow models: sgd or adam.")
     lr: float = Field(default=1e-3, gt=0, description="Highest learning rate of the shadow models.")
     weight_decay: float = Field(default=0.0, ge=0, description="Of the shadow models.")
+    start: str = Field(
+        default=RANDOM,
+        description="Weights that the shadow models start from: `random`; a file, such as the pre-trained weights that "
+        "the model was fine-tuned from; or `base`: for a variant, the weights of the model that it was made from.",
+    )
+    new_head: bool = Field(
+        default=False, description="Draw the shadow models' last layer afresh; with start other than random."
+    )
     flip: bool = Field(default=False, description="lira, rmia: also ask for the mirror image of each picture.")
     shifts: int = Field(default=0, ge=0, le=4, description="lira, rmia: also ask for shifts by up to so many pixels.")
 
     @property
     def with_shadows(self) -> bool:
         return self.attack in WITH_SHADOWS
+
+    @property
+    def start_file(self) -> str | None:
+        """The file of weights to start from, if it is one."""
+        return None if self.start in (RANDOM, BASE) else self.start
 
     @property
     def needs_inputs(self) -> bool:
@@ -89,8 +109,20 @@ class AttackOptions(BaseModel):
         """The queries that are asked of each record, itself first."""
         return Augmentations(self.flip, self.shifts)(x) if self.attack in ("lira", "rmia") else [x]
 
-    def gather(self, target: Target, queries: Queries, seed: int, batch_size: int, progress: Progress) -> Tensors:
-        """What the attack needs besides the target's logits ``target_logits`` ``(q, n, k)``: recorded as evidence."""
+    def gather(
+        self,
+        target: Target,
+        queries: Queries,
+        seed: int,
+        batch_size: int,
+        progress: Progress,
+        weights: Weights | None = None,
+    ) -> Tensors:
+        """What the attack needs besides the target's logits ``target_logits`` ``(q, n, k)``: recorded as evidence.
+
+        Args:
+            weights: read from :attr:`start_file`.
+        """
         if self.attack == "label_only":
             return {"label_only_scores": self.label_only(target, queries, seed, batch_size, progress)}
         if not self.with_shadows:
@@ -100,7 +132,12 @@ class AttackOptions(BaseModel):
         asked = self.shadows * n * len(views) * _FORWARD_SHARE
         progress.start(f"{self.shadows} shadow models", self.shadows * self.epochs * n / 2 + asked)
         shadows = train_shadows(
-            target.module, queries.x, torch.from_numpy(queries.y), self.shadow_config(seed), on_samples=progress.advance
+            self._origin(target, weights),
+            queries.x,
+            torch.from_numpy(queries.y),
+            self.shadow_config(seed),
+            begin=fresh if self.start == RANDOM else partial(continued, new_head=self.new_head),
+            on_samples=progress.advance,
         )
         logits = torch.stack(
             [shadows.logits(view, batch_size, lambda b: progress.advance(b * _FORWARD_SHARE)) for view in views]
@@ -110,6 +147,23 @@ class AttackOptions(BaseModel):
             return {**recorded, "shadow_logits": logits[0].half() if _fits_half(logits[0]) else logits[0]}
         scores = torch.from_numpy(self._signal(logits.numpy(), queries.y)).float()
         return {**recorded, "shadow_scores": scores.permute(1, 2, 0).contiguous()}
+
+    def _origin(self, target: Target, weights: Weights | None) -> nn.Module:
+        """The architecture of the shadow models, with the weights to start from."""
+        if self.start == RANDOM:
+            return target.module
+        module = copy.deepcopy(target.module)
+        if weights is not None:
+            load_weights(inner(module), weights, self.start)
+            return module
+        if target.base is None:
+            raise UnsupportedError(
+                "membership: start is base, but this is the model as given, made from no other: name the file of the "
+                "weights that it was fine-tuned from, or leave start out"
+            )
+        base = Weights(target.base.module.state_dict(), target.base.sha256)
+        load_weights(module, base, "start: base, the model that this variant was made from,")
+        return module
 
     def shadow_config(self, seed: int) -> ShadowConfig:
         return ShadowConfig(
@@ -187,10 +241,18 @@ class AttackOptions(BaseModel):
                 "overfit more than it does, and the attack is weaker than it could be. Raise limit, or give more "
                 "non-members."
             )
-        yield (
-            "The shadow models start from random weights and use the recipe of this check's options. If the model was "
-            "trained otherwise (from pretrained weights, with augmentation, for longer), the attack is weaker than one "
-            "that knows how."
+        yield self._start_caveat() + (
+            " If the model was trained otherwise than by the recipe of this check's options (from other weights, with "
+            "augmentation, for longer), the attack is weaker than one that knows how."
+        )
+
+    def _start_caveat(self) -> str:
+        if self.start == RANDOM:
+            return "The shadow models start from random weights: where the model was fine-tuned, name those in `start`."
+        name = "the model that this variant was made from" if self.start == BASE else self.start
+        return (
+            f"The shadow models start from {name}. What those weights already gave away of these records is in every "
+            "shadow model, and is not found: only what the last training added."
         )
 
 

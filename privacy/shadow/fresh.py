@@ -1,4 +1,4 @@
-"""Copies of a network with weights drawn afresh."""
+"""Copies of a network to begin training from: with weights drawn afresh, or with those that it has."""
 
 from __future__ import annotations
 
@@ -22,6 +22,17 @@ def fresh(module: nn.Module, seed: int) -> nn.Module:
         torch.manual_seed(seed)
         for layer in module.modules():
             _reset(layer)
+    return module.requires_grad_(True)
+
+
+def continued(module: nn.Module, seed: int, *, new_head: bool = False) -> nn.Module:
+    """A copy of ``module`` with its weights, but for the last layer's under ``new_head``: these are drawn anew."""
+    module = copy.deepcopy(module)
+    if new_head:
+        holding = [layer for layer in module.modules() if next(layer.parameters(recurse=False), None) is not None]
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(seed)
+            _reset(holding[-1])
     return module.requires_grad_(True)
 
 

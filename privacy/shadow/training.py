@@ -14,6 +14,8 @@ from ...attacks.errors import AuditError, UnsupportedError
 from .fresh import fresh
 from .stack import How, Stack, stack
 
+Begin = Callable[[nn.Module, int], nn.Module]
+
 _PROBE = 4
 
 
@@ -89,12 +91,15 @@ def train_shadows(
     y: Tensor,
     config: ShadowConfig,
     *,
+    begin: Begin = fresh,
     on_samples: Callable[[float], None] | None = None,
 ) -> Shadows:
-    """Trains ``config.models`` copies of ``module`` from fresh weights, each on half of the records.
+    """Trains ``config.models`` copies of ``module``, each on half of the records.
 
     Args:
-        module: the architecture; its weights are not used.
+        module: the architecture.
+        begin: ``begin(module, seed)``, a copy to train: with fresh weights, or, where the model under attack was
+            fine-tuned, with those that it began from (:func:`~.fresh.continued`).
         x: inputs ``(n, ...)`` as the module takes them.
         y: labels int64 ``(n,)``.
         on_samples: called after each step with the number of records, over all models, that it used.
@@ -112,7 +117,7 @@ def train_shadows(
             "architecture; use an attack without them"
         )
     member = halves(len(x), config.models, config.seed)
-    models = [fresh(module, config.seed * 10_007 + k) for k in range(config.models)]
+    models = [begin(module, config.seed * 10_007 + k) for k in range(config.models)]
     index = [row.nonzero().squeeze(1) for row in member]
     size = config.group or config.models
     stacks = []

@@ -9,12 +9,13 @@ import torch
 from auditorch.audit.checks.membership import Membership
 from auditorch.audit.checks.membership_exposure import Exposure, Group
 from auditorch.audit.checks.membership_findings import findings
-from auditorch.audit.errors import DataError
+from auditorch.audit.errors import DataError, ModelError, UnsupportedError
 from auditorch.audit.samples import Samples
-from auditorch.privacy.shadow.fresh import fresh
+from auditorch.privacy.shadow.fresh import continued, fresh
 from auditorch.privacy.shadow.training import ShadowConfig, fit
 from auditorch.reports.record import Chart, Metric, Result, Table
 from pydantic import ValidationError
+from safetensors.torch import save_file
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
@@ -216,6 +217,8 @@ def test_verify_holds_and_fails_for_another_model_or_training_set_or_number(tmp_
         ({"train": "a", "attack": "rmia", "variance": "fixed"}, "variance: not used by the rmia attack"),
         ({"train": "a", "attack": "shokri", "flip": True, "online": False}, "flip, online: not used"),
         ({"train": "a", "attack": "lira", "shadows": 5}, "multiple of 2"),
+        ({"train": "a", "start": "base"}, "start: not used by the loss attack"),
+        ({"train": "a", "attack": "lira", "new_head": True}, "random weights have a new head in any case"),
     ],
 )
 def test_bad_options_are_refused(fields: dict[str, Any], message: str) -> None:
@@ -314,6 +317,53 @@ def test_more_queries_are_asked_and_recorded(tmp_path: Path, memorised: nn.Modul
     assert torch.allclose(tensors["target_logits"][5, 40:], memorised(x.flip(-1)), atol=1e-5)
     assert not any("mirrored" in text for text in result.not_covered)
     assert result.forwards == 800
+
+
+def pretrained_and_tuned() -> tuple[nn.Module, nn.Module, Samples, Samples]:
+    """A network that knows other pictures, the same tuned on the members for a while, members and non-members."""
+    base = overfitted(toy_samples(400, seed=7, contrast=0.05, noise=0.3))
+    train, test = members(120), nonmembers(120)
+    x = encode(train.inputs[np.arange(len(train))])
+    tuned = continued(base, 0)
+    config = ShadowConfig(epochs=20, batch_size=16, lr=1e-3)
+    fit([tuned], x, torch.from_numpy(train.labels), [torch.arange(len(train))], config)
+    return base, tuned.eval(), train, test
+
+
+def test_shadows_that_start_where_a_fine_tuned_model_did_find_more(tmp_path: Path) -> None:
+    base, tuned, train, test = pretrained_and_tuned()
+    save_file(base.state_dict(), tmp_path / "base.safetensors")
+    target = toy_target(base).with_module(tuned, "tuned")
+    options = {"attack": "lira", "shadows": 16, "epochs": 20, "shadow_batch_size": 16, "lr": 1e-3}
+    found = {}
+    for start in ("random", "base", "base.safetensors"):
+        context = FakeContext(tmp_path, "membership", sources={"train.npz": train})
+        check = Membership.model_validate({"train": "train.npz", "start": start, **options})
+        result = check.run(target, test, context)
+        assert any((start == "random") == ("start from random weights" in text) for text in result.warnings)
+        found[start] = metric(result, "auc").value or 0.0
+    assert found["base"] == found["base.safetensors"]
+    assert found["base"] > found["random"] + 0.05
+    assert check.files() == ("train.npz", "base.safetensors")
+
+
+def test_a_new_head_is_drawn_for_each_shadow_model_and_the_rest_kept() -> None:
+    base = network()
+    first, second = continued(base, 1, new_head=True), continued(base, 2, new_head=True)
+    kept = continued(base, 1)
+    for name, value in base.state_dict().items():
+        assert torch.equal(kept.get_parameter(name), value)
+        assert torch.equal(first.get_parameter(name), value) == (not name.startswith("3."))
+    assert not torch.equal(first.get_parameter("3.weight"), second.get_parameter("3.weight"))
+
+
+def test_weights_that_are_not_there_or_do_not_fit_are_named(tmp_path: Path, memorised: nn.Module) -> None:
+    options = {"attack": "lira", "shadows": 2, "epochs": 1}
+    with pytest.raises(UnsupportedError, match="this is the model as given"):
+        run(tmp_path, memorised, members(40), nonmembers(40), start="base", **options)
+    save_file({"1.weight": torch.zeros(3, 64)}, tmp_path / "other.safetensors")
+    with pytest.raises(ModelError, match=r"other\.safetensors does not fit the model"):
+        run(tmp_path, memorised, members(40), nonmembers(40), start="other.safetensors", **options)
 
 
 def test_shadows_that_train_on_too_little_are_named(tmp_path: Path, memorised: nn.Module) -> None:
