@@ -22,10 +22,11 @@ def reload_variant(variant: Variant, record: VariantRecord, base: Target, direct
         RuntimeError: when they do not fit the structure that ``variant.wrap`` gives.
     """
     weights = next(item for item in record.evidence if item.kind == "weights")
-    module: nn.Module = variant.as_built(record.parameters).wrap(copy.deepcopy(base.module))
+    built = variant.as_built(record.parameters)
+    module: nn.Module = built.wrap(copy.deepcopy(base.module))
     module.load_state_dict(read_evidence(directory, weights))
     module.to(base.device).eval()
-    return base.with_module(module, variant_sha256(variant, weights, base))
+    return built.deployed(base.with_module(module, variant_sha256(variant, weights, base)))
 
 
 def variant_sha256(variant: Variant, weights: Evidence, base: Target) -> str:

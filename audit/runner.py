@@ -224,7 +224,7 @@ class Run:
 
         def build(batch_size: int | None) -> Built:
             context.batch_size = batch_size
-            work = lambda: self._footprinted(variant.build(self._target, self._samples, context))  # noqa: E731
+            work = lambda: self._footprinted(variant, variant.build(self._target, self._samples, context))  # noqa: E731
             return guarded(work, context.seed, self._target.module, *self._log(variant.id, "model"))
 
         built, used = with_less_memory(build, self._spec.batch_size)
@@ -242,8 +242,9 @@ class Run:
             seconds=round(time.monotonic() - began, 3),
         )
 
-    def _footprinted(self, built: Built) -> Built:
-        found = footprint_metrics(self._target, self._samples, built.module)
+    def _footprinted(self, variant: Variant, built: Built) -> Built:
+        deployed = variant.as_built(built.parameters).deployed(self._target.with_module(built.module, ""))
+        found = footprint_metrics(deployed, self._samples)
         return replace(built, metrics=with_footprint(built.metrics, found))
 
     def _reloaded(self, variant: Variant, record: VariantRecord) -> Target:

@@ -210,7 +210,7 @@ def _on_variant(
             yield Claim(f"{recorded.id} can be reloaded from its weights", False, str(error))
             return
     yield from _size_again(recorded, target)
-    sources = Sources(spec, target.classes)
+    sources = Sources(spec, (target.base or target).classes)
     for result in recorded.results:
         if result.status == "ok":
             yield from _on_result(result, recorded.id, spec, target, samples, directory, sources)

@@ -60,7 +60,7 @@ class Performance(Check):
     def run(self, target: Target, samples: Samples, context: Context) -> Result:
         context.progress.start(self.title, len(samples))
         logits = all_logits(target, samples, context.batch_size, context.progress)
-        measured = self._measured(logits.numpy(), samples, context.seed)
+        measured = self._measured(logits.numpy(), target, samples, context.seed)
         tensors = {
             "logits": logits,
             "labels": torch.from_numpy(samples.labels),
@@ -98,12 +98,13 @@ class Performance(Check):
             return
         agree = same_predictions(all_logits(target, samples, context.batch_size), recorded["logits"])
         yield Claim("the model predicts as recorded", bool(agree.all()), f"{agree.sum()} of {len(agree)} samples")
-        again = by_name(self._measured(recorded["logits"].numpy(), samples, context.seed).metrics)
+        again = by_name(self._measured(recorded["logits"].numpy(), target, samples, context.seed).metrics)
         for metric in result.metrics:
             yield _same_value(metric, again.get(metric.name))
 
-    def _measured(self, logits: Floats, samples: Samples, seed: int) -> Measured:
-        return Measured(logits, samples.labels, samples.classes, self.bins, self.resamples, seed)
+    def _measured(self, logits: Floats, target: Target, samples: Samples, seed: int) -> Measured:
+        classes = (*samples.classes, *target.classes[len(samples.classes) :])  # a vote may have one that is no class
+        return Measured(logits, samples.labels, classes, self.bins, self.resamples, seed)
 
 
 def _same_value(metric: Metric, again: Metric | None) -> Claim:

@@ -68,3 +68,7 @@ class Variant(BaseModel):
         Needed to reload a variant's saved weights when the treatment changes layers (BatchNorm to GroupNorm).
         """
         return module
+
+    def deployed(self, target: Target) -> Target:
+        """The target around this variant's module, where more than the module is another: what it is given, classes."""
+        return target

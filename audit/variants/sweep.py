@@ -168,10 +168,11 @@ class SweepVariant(Variant):
         for fold, (rows, held) in enumerate(splits):
             part = HeldOut(context, self.train, data.select(rows.numpy()), f"trial{number}-{fold}")
             try:
-                module = self.inner(parameters).build(target, samples, part).module
+                inner = self.inner(parameters)
+                module = inner.build(target, samples, part).module.eval()
             except AuditError as error:  # a setting that diverges is a result, not the end of the sweep
                 return Score(error=str(error))
-            total += self._measure(target.with_module(module.eval(), ""), data.select(held.numpy()), context)
+            total += self._measure(inner.deployed(target.with_module(module, "")), data.select(held.numpy()), context)
         return total
 
     def _measure(self, target: Target, held: Samples, context: Context) -> Score:

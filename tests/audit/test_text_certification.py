@@ -41,9 +41,10 @@ def samples() -> Samples:
 def test_certificates_are_those_of_the_vote(tmp_path: Path) -> None:
     check, context = TextCertification(masked=0.9, mask="*", draws=400, words=5), FakeContext(tmp_path)
     result = check.run(TARGET, samples(), context)
+    assert result.forwards == 10 + 10 + 1 + 1, "all masks, where there are few"
     found = {metric.name: (metric.value, metric.n) for metric in result.metrics}
-    # Ten times good: unanimous, and Clopper-Pearson gives .983, so four of ten words; one good in ten words: the vote
-    # says no; a single word is always in sight, right, and worth no certificate.
+    # Ten times good: unanimous over all ten masks, so four of ten words; one good in ten words: the vote says no; a
+    # single word is always in sight, right, and worth no certificate.
     assert found["clean_accuracy"] == (0.75, 4)
     assert found["certified_accuracy"] == (0.25, 4)
     assert found["certified_accuracy_at_4"] == (0.25, 4)
@@ -60,7 +61,7 @@ def test_certificates_are_those_of_the_vote(tmp_path: Path) -> None:
 
 
 def test_a_near_tie_is_no_answer(tmp_path: Path) -> None:
-    """Two words of which one is in sight: half of the votes each way."""
+    """Two words of which one is in sight: one vote each way."""
     data = samples()
     data = Samples(np.array(["good film"], dtype=object), data.labels[:1], data.ids[:1], ["0"], data.classes, "t", "0")
     result = TextCertification(masked=0.6, mask="*", draws=200).run(TARGET, data, FakeContext(tmp_path))
@@ -72,3 +73,31 @@ def test_a_near_tie_is_no_answer(tmp_path: Path) -> None:
 def test_a_mask_must_be_known(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="name a word in `mask`"):
         TextCertification().run(TARGET, samples(), FakeContext(tmp_path))
+
+
+def test_many_masks_are_sampled_and_a_word_that_decides_alone_is_found(tmp_path: Path) -> None:
+    """20 words, 6 in sight: 38,760 masks. All words but one say yes; where that is in sight the answer is no."""
+
+    def fragile(raw: np.ndarray) -> Tensor:
+        return torch.tensor([[-1.0 if "alas" in str(text).split() else 1.0] for text in raw])
+
+    words = " ".join(["good"] * 19)
+    data = samples()
+    data = Samples(np.array([f"{words} good", f"{words} alas"], dtype=object), data.labels[:2], data.ids[:2], ["0", "1"],
+                   data.classes, "toy", "0" * 64)  # fmt: skip
+    target = Target(Sign(), fragile, ("no", "yes"), "text", (0.0, 1.0), torch.device("cpu"), "0" * 64)
+    check, context = TextCertification(mask="*", draws=1000, alpha=0.01), FakeContext(tmp_path)
+    result = check.run(target, data, context)
+    assert result.forwards == 2 * 1050
+    found = {metric.name: metric.value for metric in result.metrics}
+    # Unanimous: .7 of the masks hide any one word, .479 any two. With alas .7 of them say yes, but only .479 once any
+    # other word may be replaced as well.
+    assert found["clean_accuracy"] == 1
+    assert found["certified_accuracy"] == 0.5
+    assert found["certified_accuracy_at_2"] == 0
+    assert all(claim.ok for claim in check.verify(target, data, result, context))
+    changed = context.read_evidence(result.evidence[0])
+    changed["said"][60:100] = 0
+    forged = result.model_copy(update={"evidence": (context.evidence("votes", changed, "forged"),)})
+    failed = {claim.what for claim in check.verify(target, data, forged, context) if not claim.ok}
+    assert "votes are counted again as recorded" in failed

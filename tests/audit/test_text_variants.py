@@ -43,13 +43,15 @@ data: {source: test.csv}
 checks:
   - performance
   - membership: {train: train.csv}
+  - text_evasion: {attack: typos, queries: 20, limit: 8, variants: [base, random_mask]}
+  - text_certification: {draws: 60, limit: 8, variants: [random_mask]}
 variants:
   - fine_tuning: {train: train.csv, epochs: 1, batch_size: 16, scope: 2, validation: 0.2}
   - distillation: {train: train.csv, epochs: 1, batch_size: 16, start: target}
   - regularization: {train: train.csv, epochs: 1, batch_size: 16, dropout: 0.1}
   - freelb: {train: train.csv, epochs: 1, batch_size: 16}
   - text_augmentation: {train: train.csv, epochs: 1, batch_size: 16, limit: 16, queries: 40}
-  - random_mask: {train: train.csv, epochs: 1, batch_size: 16, masked: 0.3}
+  - random_mask: {train: train.csv, epochs: 1, batch_size: 16, masked: 0.3, copies: 32}
   - dp_sgd: {train: train.csv, epochs: 1, batch_size: 16, start: target, scope: head, noise_multiplier: 1.0}
 seed: 0
 """
@@ -210,8 +212,8 @@ def test_an_audit_of_text_variants_runs_resumes_and_verifies(project: Path) -> N
         "base", "fine_tuning", "distillation", "regularization", "freelb", "text_augmentation", "random_mask", "dp_sgd"
     ]  # fmt: skip
     for variant in record.variants:
-        assert [result.status for result in variant.results] == ["ok", "ok"], variant
-        for result in variant.results:
+        assert {result.status for result in variant.results} == {"ok"}, variant
+        for result in variant.results[:2]:
             accuracy = result.metric("accuracy") or result.metric("member_accuracy")
             assert accuracy is not None
             assert accuracy.value is not None
