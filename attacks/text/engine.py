@@ -57,6 +57,7 @@ def attack_texts(
     seed: int = 0,
     ids: Sequence[int] | None = None,
     batch_size: int = 128,
+    quick: Logits | None = None,
     services: Mapping[str, Service] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> TextOutcome:
@@ -72,6 +73,7 @@ def attack_texts(
         budget: most queries a text may cost, the original included.
         targets: int64 ``(n,)``, the class to reach; None: any wrong one.
         ids: stable numbers of the samples; their positions when None.
+        quick: the same model in half precision, to compare versions by; ``logits`` decides on every success.
         services: what constraints and edits ask for besides the model (sentence encoder, language model, gradients).
         progress: told how many texts were finished since it was last called.
 
@@ -80,8 +82,9 @@ def attack_texts(
     """
     ids = range(len(raws)) if ids is None else ids
     goals = labels if targets is None else targets
-    victim = Victim(logits, raws, goals.tolist(), targets is not None, column, batch_size)
+    victim = Victim(logits, raws, goals.tolist(), targets is not None, column, batch_size, quick)
     originals = [victim.text(row) for row in range(len(raws))]
+    passages = [Passage.of(text) for text in originals]
     clean = victim.outputs(range(len(raws)), originals)
     tried = (clean.argmax(1) == labels) & (goals != clean.argmax(1) if targets is not None else labels >= 0)
     rows = tried.nonzero().flatten().tolist()
@@ -90,14 +93,13 @@ def attack_texts(
     attack.require(known)
     scheduler = Scheduler({name: _on(service, rows) for name, service in known.items()}, max(budget - 1, 0))
     start = scores(clean, goals, targeted=targets is not None).tolist()
-    searches = [_search(attack, originals[row], start[row], f"{seed}:{ids[row]}", budget) for row in rows]
+    searches = [_search(attack, passages[row], start[row], f"{seed}:{ids[row]}", budget) for row in rows]
     found = scheduler.run(searches, [len(originals[row]) for row in rows], progress or _ignore)
-    return _verified(victim, originals, clean, goals, tried, rows, found, scheduler)
+    return _verified(victim, originals, passages, clean, goals, tried, rows, found, scheduler)
 
 
-def _search(attack: TextAttack, text: str, score: float, key: str, budget: int) -> Callable[[], Asking[Judged]]:
+def _search(attack: TextAttack, passage: Passage, score: float, key: str, budget: int) -> Callable[[], Asking[Judged]]:
     def begin() -> Asking[Judged]:
-        passage = Passage.of(text)
         rng = random.Random(key)  # noqa: S311 - for choosing edits
         case = Case(
             Judged(passage, score, broken=False),
@@ -121,6 +123,7 @@ def _on(service: Service, rows: Sequence[int]) -> Service:
 def _verified(
     victim: Victim,
     originals: Sequence[str],
+    passages: Sequence[Passage],
     clean: Tensor,
     goals: Tensor,
     tried: Tensor,
@@ -130,7 +133,7 @@ def _verified(
 ) -> TextOutcome:
     texts, logits, edits = list(originals), clean.clone(), [dict[int, str]() for _ in originals]
     success, queries = torch.zeros(len(originals), dtype=torch.bool), torch.ones(len(originals), dtype=torch.int64)
-    words = torch.tensor([len(Passage.of(text)) for text in originals], dtype=torch.int64)
+    words = torch.tensor([len(passage) for passage in passages], dtype=torch.int64)
     for place, row in enumerate(rows):
         queries[row] += scheduler.spent[place]
     hits = [(row, one.passage) for row, one in zip(rows, found, strict=True) if one.broken]
@@ -141,7 +144,7 @@ def _verified(
     for (row, passage), text, ok, out in zip(hits, strings, stands.tolist(), again, strict=True):
         if ok:
             texts[row], logits[row], success[row] = text, out, True
-            edits[row] = {slot: passage.words[slot] for slot in Passage.of(originals[row]).changed(passage)}
+            edits[row] = {slot: passage.words[slot] for slot in passages[row].changed(passage)}
     backwards = scheduler.computed["gradients"]
     return TextOutcome(texts, edits, success, tried, clean, logits, queries, words, victim.forwards, backwards)
 

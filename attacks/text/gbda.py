@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import torch
@@ -78,6 +79,7 @@ class RelaxedService:
         draws: word choices sampled from the distribution.
         keep: weight of the share of words that change, in the loss.
         margin: the loss stops pushing when the model errs by so many logits.
+        fits: which words may take the place of which (word, other); None: any.
     """
 
     module: nn.Module
@@ -96,6 +98,7 @@ class RelaxedService:
     margin: float = 3.0
     batch_size: int = 32
     lr: float = 0.3
+    fits: Callable[[str, str], bool] | None = None
 
     def __call__(self, rows: Sequence[int], items: Sequence[Any]) -> list[list[dict[int, str]]]:
         answers: list[list[dict[int, str]]] = [[] for _ in items]
@@ -120,7 +123,8 @@ class RelaxedService:
             return [[] for _ in items]
         at = (torch.tensor([b for b, _, _ in places]), torch.tensor([t for _, t, _ in places]))
         start, gradient = self._start(layer, x, goal)
-        options = self._options(gradient[at], start[at])
+        own = [items[b][0].words[slot] for b, _, slot in places]
+        options = self._options(gradient[at], own)
         table = torch.cat([start[at][:, None], self.vectors.to(self.device)[options]], 1)  # (m, 1 + candidates, d)
         theta = torch.zeros(table.shape[:2], device=self.device)
         theta[:, 0] = 3.0
@@ -149,12 +153,23 @@ class RelaxedService:
         gap = (rest - own) if self.victim.targeted else (own - rest)
         return (gap + self.margin).clamp_min(0)
 
-    def _options(self, gradient: Tensor, start: Tensor) -> Tensor:
-        """Positions ``(m, candidates)`` in ``words`` of those whose exchange lowers the loss most, to first order."""
-        del start  # the same for all words of a place, so it does not change their order
+    def _options(self, gradient: Tensor, own: Sequence[str]) -> Tensor:
+        """Positions ``(m, candidates)`` in ``words`` of those whose exchange lowers the loss most, to first order.
+
+        Where too few fit the place, the last that does is repeated; where none does, the likeliest is left in for the
+        constraints to refuse.
+        """
         gain = -(gradient @ self.vectors.to(self.device).T)
         steps = (gain / gain.abs().amax(1, keepdim=True).clamp_min(1e-12) * 1e4).round()
-        return steps.argsort(dim=1, descending=True, stable=True)[:, : self.candidates]
+        order = steps.argsort(dim=1, descending=True, stable=True)
+        if self.fits is None:
+            return order[:, : self.candidates]
+        rows = []
+        for word, places in zip(own, order[:, : 30 * self.candidates].tolist(), strict=True):
+            fitting = list(islice((i for i in places if self.fits(word, self.words[i])), self.candidates))
+            fitting = fitting or places[:1]
+            rows.append(fitting + fitting[-1:] * (min(self.candidates, len(self.words)) - len(fitting)))
+        return torch.tensor(rows, device=gradient.device)
 
     def _descend(
         self,

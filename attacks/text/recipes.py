@@ -13,12 +13,14 @@ from ..errors import UnsupportedError
 from .attack import TextAttack
 from .constraints.base import Constraint
 from .constraints.edit_distance import EditDistance
+from .constraints.label import LabelPreserving
 from .constraints.meaning import Fluency, PartOfSpeech, Similarity
 from .constraints.stopwords import KEEP_STOPWORDS
 from .constraints.words import MaxWordsChanged, Protected, ShortestWord
 from .gbda import Relaxed
+from .resources.lexicon import polarity
 from .resources.misspellings import misspellings
-from .resources.places import glove_folder, misspellings_file, wordnet_folder
+from .resources.places import glove_folder, lexicon_file, misspellings_file, wordnet_folder
 from .resources.vectors import glove
 from .resources.wordnet import WordNet, wordnet
 from .search import Genetic, Greedy, Importance, Search
@@ -41,12 +43,14 @@ class Resources:
         wordnet: folder of WordNet's files; None: where its packages put it.
         vectors: folder of word vectors; None: where the package puts it.
         misspellings: file of common misspellings; None: where the package puts it.
+        lexicon: file of words' polarity; None: where the package puts it.
         words: whole words of the model's vocabulary and their embeddings ``(n, d)``, for gradient attacks.
     """
 
     wordnet: Path | None = None
     vectors: Path | None = None
     misspellings: Path | None = None
+    lexicon: Path | None = None
     words: Callable[[], tuple[tuple[str, ...], Tensor]] | None = None
 
     def read_wordnet(self) -> WordNet:
@@ -61,6 +65,21 @@ class Resources:
                 raise
             return None
 
+    def read_lexicon(self) -> Mapping[str, float] | None:
+        """Polarity of words where a lexicon is there at all."""
+        try:
+            return polarity(lexicon_file(self.lexicon))
+        except UnsupportedError:
+            if self.lexicon is not None:
+                raise
+            return None
+
+    def label_preserving(self) -> LabelPreserving:
+        """The guard of labels, with antonyms and polarity where WordNet and a lexicon are there."""
+        known = self.guard()
+        dictionary = (None, None) if known is None else (known.opposed, lambda word: bool(known.parts_of_speech(word)))
+        return LabelPreserving(dictionary[0], self.read_lexicon(), dictionary[1])
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -72,6 +91,8 @@ class Limits:
         similarity: smallest cosine of sentence embeddings; None: not asked.
         fluency: nats per token that a language model may find the text less likely; None: not asked.
         search: replaces the recipe's own search.
+        label_preserving: whether edits must leave alone what decides a label; None: where words are exchanged by
+            gradient or by nearest neighbour (:data:`GUARDED`).
     """
 
     max_changed: float | None = None
@@ -79,6 +100,7 @@ class Limits:
     similarity: float | None = None
     fluency: float | None = None
     search: Search | None = None
+    label_preserving: bool | None = None
 
 
 def deepwordbug(_: Resources) -> TextAttack:
@@ -187,6 +209,9 @@ RECIPES: Mapping[str, Callable[[Resources], TextAttack]] = MappingProxyType(
 FREE = frozenset({"hotflip", "gbda"})
 """Attacks that do not try to keep the meaning: what they find need not be read as the label by a person."""
 
+GUARDED = FREE | {"textfooler", "masked", "genetic"}
+"""Attacks that exchange words by gradient or nearest neighbour: :class:`LabelPreserving` unless told otherwise."""
+
 SEARCHES: Mapping[str, Search] = MappingProxyType(
     {
         "importance": Importance("delete"),
@@ -209,18 +234,32 @@ def build(name: str, resources: Resources | None = None, limits: Limits | None =
     """
     if name not in RECIPES:
         raise UnsupportedError(f"unknown text attack {name!r}: choose one of {', '.join(RECIPES)}")
-    attack = RECIPES[name](resources or Resources())
-    limits = limits or Limits()
+    resources, limits = resources or Resources(), limits or Limits()
+    attack = RECIPES[name](resources)
+    guard = resources.label_preserving() if guards(name, limits.label_preserving) else None
     search = limits.search or attack.search
     needed = set(attack.services)
     if isinstance(search, Importance) and search.ranking == "gradient":
         needed.add("gradients")
     needed |= {"sentences"} if limits.similarity is not None else set()
     needed |= {"fluency"} if limits.fluency is not None else set()
-    constraints = (*_limits(limits), *attack.constraints)
+    constraints = (*_limits(limits), *attack.constraints, *([guard] if guard else []))
     # Those that ask a model come last: what plain ones refuse costs nothing.
     ordered = (*_plain(constraints), *_costly(constraints))
-    return replace(attack, constraints=ordered, search=search, services=frozenset(needed))
+    edits = attack.transformations
+    if guard is not None:
+        edits = tuple(replace(one, fits=guard.fits) if isinstance(one, HotFlip) else one for one in edits)
+    return replace(attack, transformations=edits, constraints=ordered, search=search, services=frozenset(needed))
+
+
+def guards(name: str, wanted: bool | None) -> bool:
+    """Whether an attack keeps labels, as told or by what it is."""
+    return name in GUARDED if wanted is None else wanted
+
+
+def guard_of(attack: TextAttack) -> LabelPreserving | None:
+    """The guard of labels among an attack's constraints."""
+    return next((one for one in attack.constraints if isinstance(one, LabelPreserving)), None)
 
 
 def _limits(limits: Limits) -> list[Constraint]:

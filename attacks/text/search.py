@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -147,41 +149,40 @@ def _ranked(case: Case, ranking: Ranking) -> Asking[list[int]]:
             answers = yield Request("gradients", [case.start.passage])
             sizes = torch.linalg.vector_norm(answers[0], dim=1).tolist()
             return sorted(slots, key=lambda slot: -round(sizes[slot], 6))
-    scores = yield from _without(case, "" if ranking == "delete" else "[UNK]")
+    scores = yield from _without(case, "" if ranking == "delete" else "[UNK]", slots)
     return sorted(slots[: len(scores)], key=lambda slot: -scores[slot])
 
 
-def _without(case: Case, filler: str) -> Asking[dict[int, float]]:
+def _without(case: Case, filler: str, slots: Sequence[int]) -> Asking[dict[int, float]]:
     """Score of the text without each slot's word; of as many slots as the budget has room for."""
     original = case.start.passage
-    tried = yield from case.judge([original.with_word(slot, filler) for slot in case.slots[: case.most]])
-    return {slot: one.score for slot, one in zip(case.slots, tried, strict=False)}
+    tried = yield from case.judge([original.with_word(slot, filler) for slot in slots[: case.most]])
+    return {slot: one.score for slot, one in zip(slots, tried, strict=False)}
 
 
 def _by_saliency(case: Case) -> Asking[Judged]:
     """PWWS: each word's best edit, applied in the order of saliency times gain.
 
-    The best edits of all words are found first, on the original, so the ranking needs no further queries.
+    The best edits of all words are found first, on the original, so the ranking needs no further queries. Words without
+    edits need no saliency, which is a softmax: leaving some out scales the others alike. What breaks the model on its
+    own ends the search, so the most salient words are tried first.
     """
     original = case.start.passage
-    without = yield from _without(case, "[UNK]")
-    slots = list(without)
-    lift = torch.tensor([without[slot] for slot in slots], dtype=torch.float64)
-    # The saliency is the change in probability, as in the paper; scores are log odds.
-    saliency = torch.softmax(torch.sigmoid(lift) - _probability(case.start.score), 0)
-    options = yield from case.neighbours(original, slots)
-    tried = yield from case.judge(options)
-    by_slot: dict[int, list[Judged]] = {}
-    for one in tried:
-        by_slot.setdefault(original.changed(one.passage)[0], []).append(one)
+    options: dict[int, list[Passage]] = {}
+    for passage in (yield from case.neighbours(original, case.slots)):
+        options.setdefault(original.changed(passage)[0], []).append(passage)
+    without = yield from _without(case, "[UNK]", list(options))
+    before = _probability(case.start.score)
     ranked: list[tuple[float, int, str]] = []
-    for slot, weight in zip(slots, saliency.tolist(), strict=True):
-        top = best(by_slot.get(slot, ()))
+    for slot in sorted(without, key=lambda slot: -without[slot]):
+        top = best((yield from case.judge(options[slot])))
         if top is None:
-            continue
+            break
         if top.broken:
             return top
-        gain = _gain(case.start.score, top.score)
+        # The saliency is a change in probability, as in the paper; scores are log odds.
+        weight = math.exp(_probability(without[slot]) - before)
+        gain = _probability(top.score) - before
         ranked.append((round(gain * weight, 9), slot, top.passage.words[slot]))
     current = case.start
     for _, slot, word in sorted(ranked, key=lambda entry: (-entry[0], entry[1])):
@@ -194,10 +195,6 @@ def _by_saliency(case: Case) -> Asking[Judged]:
     return current
 
 
-def _gain(before: float, after: float) -> float:
-    """By how much the probability of the label falls."""
-    return _probability(after) - _probability(before)
-
-
 def _probability(score: float) -> float:
-    return float(torch.sigmoid(torch.tensor(score, dtype=torch.float64)))
+    """The probability that belongs to log odds."""
+    return 1 / (1 + math.exp(-score)) if score > -700 else 0.0

@@ -16,6 +16,8 @@ Logits = Callable[[Sequence[Raw]], Tensor]
 """Raw texts (or pairs of texts) to logits ``(n, k)``."""
 
 _STEP = 1e-4
+_HAIR, _NEAR = 1e-5, 0.05
+"""Share of the logits' size by which a margin must exceed zero; and up to which half precision may be wrong."""
 
 
 @dataclass(slots=True)
@@ -28,7 +30,9 @@ class Victim:
         column: which text of a pair is attacked, 0 or 1.
         goals: the label to leave, or with ``targeted`` the class to reach, for each sample.
         batch_size: rows given to the model at a time.
-        forwards: rows given to the model so far.
+        quick: a cheaper form of the model (in half precision) for what versions are compared by. Whatever it puts at
+            the goal, or within a twentieth of it, is asked of the model itself.
+        forwards: rows given to the model so far, in either form.
     """
 
     logits: Logits
@@ -37,6 +41,7 @@ class Victim:
     targeted: bool = False
     column: int = 1
     batch_size: int = 128
+    quick: Logits | None = None
     forwards: int = field(default=0)
 
     def compose(self, row: int, text: str) -> Raw:
@@ -53,11 +58,14 @@ class Victim:
 
     def outputs(self, rows: Sequence[int], texts: Sequence[str]) -> Tensor:
         """Float32 logits ``(m, k)`` for versions of the samples' texts, similar lengths together."""
+        return self._outputs(self.logits, rows, texts)
+
+    def _outputs(self, logits: Logits, rows: Sequence[int], texts: Sequence[str]) -> Tensor:
         raws = [self.compose(row, text) for row, text in zip(rows, texts, strict=True)]
         lengths = [len(raw) if isinstance(raw, str) else len(raw[0]) + len(raw[1]) for raw in raws]
         found: Tensor | None = None
         for batch in in_batches(lengths, self.batch_size):
-            part = self.logits([raws[i] for i in batch]).float().cpu()
+            part = logits([raws[i] for i in batch]).float().cpu()
             found = part.new_empty(len(raws), part.shape[1]) if found is None else found
             found[torch.tensor(batch)] = part
         self.forwards += len(raws)
@@ -67,8 +75,13 @@ class Victim:
         """Score and whether the model is broken, for each version."""
         if not texts:
             return []
-        logits = self.outputs(rows, texts)
         goal = torch.tensor([self.goals[row] for row in rows])
+        logits = self._outputs(self.quick or self.logits, rows, texts)
+        if self.quick is not None:
+            near = broken(logits, goal, targeted=self.targeted, hair=-_NEAR).nonzero().flatten()
+            if len(near):
+                places = near.tolist()
+                logits[near] = self.outputs([rows[i] for i in places], [texts[i] for i in places])
         return judged(logits, goal, targeted=self.targeted)
 
 
@@ -98,7 +111,7 @@ def scores(logits: Tensor, goal: Tensor, *, targeted: bool) -> Tensor:
     return (odds / _STEP).round() * _STEP
 
 
-def broken(logits: Tensor, goal: Tensor, *, targeted: bool) -> Tensor:
+def broken(logits: Tensor, goal: Tensor, *, targeted: bool, hair: float = _HAIR) -> Tensor:
     """Bool ``(m,)``: whether each row of logits errs, or reaches the target. Ties and NaN do not count.
 
     The margin must exceed a hair of the logits' size, so that a batch of another size finds the same.
@@ -106,4 +119,4 @@ def broken(logits: Tensor, goal: Tensor, *, targeted: bool) -> Tensor:
     own = logits.gather(1, goal[:, None])[:, 0]
     rest = logits.scatter(1, goal[:, None], float("-inf")).amax(1)
     margin = (own - rest) if targeted else (rest - own)
-    return margin > 1e-5 * logits.abs().amax(1).clamp_min(1)
+    return margin > hair * logits.abs().amax(1).clamp_min(1)

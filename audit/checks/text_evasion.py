@@ -15,7 +15,7 @@ from ...attacks.models import attacking
 from ...attacks.text.attack import TextAttack
 from ...attacks.text.engine import TextOutcome, attack_texts
 from ...attacks.text.passage import Passage
-from ...attacks.text.recipes import FREE, RECIPES, SEARCHES, Limits, Resources, build
+from ...attacks.text.recipes import FREE, RECIPES, SEARCHES, Limits, Resources, build, guard_of, guards
 from ...attacks.text.requests import Service
 from ...attacks.text.services import Batched
 from ...attacks.text.victim import Victim, broken
@@ -28,6 +28,7 @@ from . import standards
 from .base import Check, Claim, Context
 from .metrics import by_name, percent
 from .outputs import same_predictions
+from .text_constraints import SIMILAR, as_guarded, keeps, missing_guards, recipe_of, unguarded
 from .text_evidence import pack_edits, unpack_edits
 from .text_figures import charts, shown_passages
 from .text_findings import findings
@@ -50,9 +51,15 @@ class TextEvasion(Check):
     Attacks: `characters`, `deepwordbug`, `typos`, `misspelt`, `homoglyphs`, `invisible`, `whitespace`, `distractors`,
     `pwws`, `textfooler`, `masked`, `genetic`, `hotflip`, `gbda`. Those on synonyms need WordNet or word vectors, which
     come from packages by name; nothing is fetched.
+
+    `label_preserving` keeps what decides a label, word by word: no negation is put in or taken away, numbers stay, no
+    word becomes its opposite (by an affix; by WordNet where it is found), praise stays praise, blame stays blame and
+    neutral words stay neutral (by a sentiment lexicon where one is found), and with `encoder` the sentence stays
+    similar. The report says which of these were looked at.
     """
 
     name: ClassVar[str] = "text_evasion"
+    version: ClassVar[int] = 2
     title: ClassVar[str] = "Adversarial robustness of texts"
     question: ClassVar[str] = "How small a change of the input makes the model err?"
     requires: ClassVar[frozenset[Access]] = frozenset({"labels"})
@@ -88,7 +95,11 @@ class TextEvasion(Check):
     max_changed: float | None = Field(default=None, gt=0, le=1, description="Most words edited, as a share.")
     protect: tuple[str, ...] = Field(default=(), description="Words that stay as they are.")
     similarity: float | None = Field(
-        default=None, gt=-1, lt=1, description="Smallest cosine of sentence embeddings; needs `encoder`."
+        default=None,
+        gt=-1,
+        lt=1,
+        description="Smallest cosine of sentence embeddings; needs `encoder`. If left out: 0.8 where labels are "
+        "preserved and there is an encoder.",
     )
     encoder: str | None = Field(default=None, description="Hugging Face folder of a sentence encoder.")
     fluency: float | None = Field(
@@ -99,6 +110,14 @@ class TextEvasion(Check):
     wordnet: str | None = Field(default=None, description="Folder of WordNet's files, where its package is not found.")
     vectors: str | None = Field(default=None, description="Folder of word vectors, where the package is not found.")
     misspellings: str | None = Field(default=None, description="File of misspellings, where nlpaug is not found.")
+    label_preserving: bool | None = Field(
+        default=None,
+        description="Whether edits must leave alone what decides a label. If left out: for hotflip, gbda, textfooler, "
+        "masked and genetic, which exchange words by gradient or nearest neighbour.",
+    )
+    lexicon: str | None = Field(
+        default=None, description="File of words and their polarity, where vaderSentiment is not found."
+    )
     column: Literal["first", "second"] = Field(default="second", description="Which text of a pair is edited.")
     target: str | None = Field(default=None, description="Name of the class to reach; any wrong one if left out.")
     limit: int | None = Field(default=None, ge=1, description="Attack at most so many texts, evenly spaced.")
@@ -133,8 +152,9 @@ class TextEvasion(Check):
         return frozenset({"gradients" if white_box else "labels"})
 
     def files(self) -> tuple[str, ...]:
-        given = (self.encoder, self.language_model, self.masked_model, self.wordnet, self.vectors, self.misspellings)
-        return tuple(path for path in given if path is not None)
+        models = (self.encoder, self.language_model, self.masked_model)
+        lists = (self.wordnet, self.vectors, self.misspellings, self.lexicon)
+        return tuple(path for path in (*models, *lists) if path is not None)
 
     def run(self, target: Target, samples: Samples, context: Context) -> Result:
         texts = Texts.of(target, samples, self.limit, int(self.column == "second"))
@@ -166,7 +186,7 @@ class TextEvasion(Check):
             title=f"{self.title}: {self.attack}",
             summary=self._summary(by_name(metrics)),
             status="ok",
-            parameters={**self.model_dump(exclude={"id", "variants"}, exclude_none=True), "recipe": _recipe(attack)},
+            parameters={**self.model_dump(exclude={"id", "variants"}, exclude_none=True), "recipe": recipe_of(attack)},
             metrics=metrics,
             findings=tuple(findings(measured, self.attack, self.standards)),
             figures=(
@@ -174,8 +194,8 @@ class TextEvasion(Check):
                 *shown_passages(texts, outcome, measured, self.gallery),
             ),
             evidence=(evidence,),
-            warnings=tuple(self._warnings(measured, outcome)),
-            not_covered=self._not_covered(),
+            warnings=(*self._warnings(measured, outcome), *missing_guards(attack)),
+            not_covered=self._not_covered(attack),
             references=self.references,
             standards=self.standards,
             forwards=outcome.forwards,
@@ -197,7 +217,8 @@ class TextEvasion(Check):
         agree = same_predictions(clean, recorded["clean_logits"])
         yield Claim("the model predicts as recorded", bool(agree.all()), f"{agree.sum()} of {len(agree)} texts")
         edits = unpack_edits(recorded, len(texts))
-        yield from self._verify_edits(target, texts, victim, originals, edits, context)
+        attack = as_guarded(self._attack(target, context), result.parameters)
+        yield from self._verify_edits(attack, texts, victim, originals, edits, context)
         encoder = self._encoder(target, context)
         again = by_name(self._measured(texts, recorded["clean_logits"], edits, recorded["queries"], encoder).metrics())
         for metric in result.metrics:
@@ -205,7 +226,7 @@ class TextEvasion(Check):
 
     def _verify_edits(
         self,
-        target: Target,
+        attack: TextAttack,
         texts: Texts,
         victim: Victim,
         originals: Sequence[str],
@@ -213,12 +234,12 @@ class TextEvasion(Check):
         context: Context,
     ) -> Iterator[Claim]:
         """Whether each edited text keeps every constraint and fools the model when it is read as a plain string."""
-        attack, goals = self._attack(target, context), self._goals(texts)
+        goals = self._goals(texts)
         rows = [row for row, own in enumerate(edits) if own]
         passages = [Passage.of(originals[row]).with_words(edits[row]) for row in rows]
         services = self._services(attack, texts, context)
         kept = sum(
-            _keeps(attack, services, row, Passage.of(originals[row]), passage)
+            keeps(attack, services, row, Passage.of(originals[row]), passage)
             for row, passage in zip(rows, passages, strict=True)
         )
         yield Claim("adversarial texts keep every constraint", kept == len(rows), f"{kept} of {len(rows)}")
@@ -234,24 +255,29 @@ class TextEvasion(Check):
             wordnet=_path(self.wordnet, context),
             vectors=_path(self.vectors, context),
             misspellings=_path(self.misspellings, context),
+            lexicon=_path(self.lexicon, context),
             words=lambda: vocabulary(target),
         )
         search = None if self.search is None else SEARCHES[self.search]
-        limits = Limits(self.max_changed, self.protect, self.similarity, self.fluency, search)
+        similarity = self.similarity
+        if similarity is None and self.encoder is not None and guards(self.attack, self.label_preserving):
+            similarity = SIMILAR
+        limits = Limits(self.max_changed, self.protect, similarity, self.fluency, search, self.label_preserving)
         return build(self.attack, resources, limits)
 
     def _services(self, attack: TextAttack, texts: Texts, context: Context) -> dict[str, Service]:
         goals = self._goals(texts)
         aims = (texts.y if goals is None else goals).tolist()
         victim = Victim(texts.logits, texts.raws, aims, goals is not None, texts.column, self._batch(context))
-        device, path = texts.target.device, context.path
+        device, path, guard = texts.target.device, context.path, guard_of(attack)
+        fits, ids = None if guard is None else guard.fits, texts.samples.ids.tolist()
         return needed(
             attack.services,
             {
                 "sentences": lambda: sentence_encoder(path(self.encoder or ""), device),
                 "fluency": lambda: language_model(path(self.language_model or ""), device),
                 "masked": lambda: masked_model(path(self.masked_model or ""), device),
-                "relaxed": lambda: relaxed_service(texts.target, victim, context.seed, texts.samples.ids.tolist()),
+                "relaxed": lambda: relaxed_service(texts.target, victim, context.seed, ids, fits),
                 "gradients": lambda: gradient_service(texts.target, victim),
             },
         )
@@ -319,33 +345,13 @@ class TextEvasion(Check):
         if out:
             yield f"For {out} texts the budget of {self.queries} queries ran out: more may find more."
 
-    def _not_covered(self) -> tuple[str, ...]:
-        free = self.attack in FREE
+    def _not_covered(self, attack: TextAttack) -> tuple[str, ...]:
         return (
-            *(["Meaning: this attack puts any word in place of another, opposites included."] if free else []),
+            *unguarded(attack, free=self.attack in FREE),
             "Attacks other than the one named, in particular attacks adapted to a defense or with more queries.",
             "Whether a person would still read the label from an edited text: only the constraints speak for that.",
             "Paraphrases, translations, and texts written from scratch to deceive.",
         )
-
-
-def _keeps(attack: TextAttack, services: Mapping[str, Service], row: int, original: Passage, passage: Passage) -> bool:
-    """Whether a version keeps every constraint of the attack."""
-    editable = set(attack.slots(original))
-    if not set(original.changed(passage)) <= editable:
-        return False
-    for constraint in attack.constraints:
-        asking, answers = constraint.check(original, [passage]), None
-        try:
-            request = next(asking)
-            while True:
-                items = list(request.items)
-                answers = list(services[request.service]([row] * len(items), items))
-                request = asking.send(answers)
-        except StopIteration as end:
-            if not end.value[0]:
-                return False
-    return True
 
 
 def _meaning(encoder: Batched, originals: Sequence[str], edits: Sequence[dict[int, str]]) -> np.ndarray:
@@ -357,15 +363,6 @@ def _meaning(encoder: Batched, originals: Sequence[str], edits: Sequence[dict[in
         other = torch.stack(encoder(rows, edited))
         values[rows] = torch.nn.functional.cosine_similarity(own, other).double().numpy()
     return values
-
-
-def _recipe(attack: TextAttack) -> dict[str, str]:
-    """What ran, in words for the report."""
-    return {
-        "edits": "; ".join(type(one).__name__ for one in attack.transformations),
-        "constraints": "; ".join(type(one).__name__ for one in attack.constraints),
-        "search": str(attack.search),
-    }
 
 
 def _path(given: str | None, context: Context) -> Path | None:

@@ -41,14 +41,17 @@ def gradient_service(target: Target, victim: Victim) -> Gradients | None:
     return Gradients(target.module, victim, encode, encode.offsets, target.device)
 
 
-def relaxed_service(target: Target, victim: Victim, seed: int, ids: Sequence[int]) -> RelaxedService | None:
-    """Relaxed word choices by gradient descent, where model and tokenizer allow it."""
+def relaxed_service(
+    target: Target, victim: Victim, seed: int, ids: Sequence[int], fits: Callable[[str, str], bool] | None = None
+) -> RelaxedService | None:
+    """Relaxed word choices by gradient descent, where model and tokenizer allow it, among words that fit."""
     encode, (words, vectors) = target.encode, vocabulary(target)
     if "gradients" not in target.access or not isinstance(encode, HuggingFaceEncode | TokenEncode) or not words:
         return None
     return RelaxedService(
-        target.module, victim, encode, encode.offsets, words, vectors, seed=seed, ids=ids, device=target.device
-    )
+        target.module, victim, encode, encode.offsets, words, vectors, seed=seed, ids=ids, device=target.device,
+        fits=fits,
+    )  # fmt: skip
 
 
 def sentence_encoder(folder: Path, device: torch.device, batch_size: int = 64) -> Batched:

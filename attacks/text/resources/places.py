@@ -71,3 +71,22 @@ def misspellings_file(given: str | Path | None = None) -> Path:
             "a file with a word and its misspellings on each line (option `misspellings`)"
         )
     return file
+
+
+def lexicon_file(given: str | Path | None = None) -> Path:
+    """``vader_lexicon.txt`` of the package ``vaderSentiment``: a word, a tab and its polarity on each line.
+
+    Raises:
+        UnsupportedError: says how to install it.
+    """
+    if given is not None:
+        file = Path(given)
+    else:
+        spec = find_spec("vaderSentiment")
+        file = (Path(spec.origin).parent if spec and spec.origin else Path("vaderSentiment")) / "vader_lexicon.txt"
+    if not file.is_file():
+        raise UnsupportedError(
+            f"no sentiment lexicon at {file}: install one with `pip install --no-deps vaderSentiment`, or name a file "
+            "with a word, a tab and its polarity on each line (option `lexicon`)"
+        )
+    return file
