@@ -129,7 +129,7 @@ class AttackOutcome:
         """
         if self.unit is None:
             raise UnsupportedError(
-                "this attack does not say what it spent on each sample: use auto, pgd, apgd or square"
+                "this attack does not say what it spent on each sample: use auto, autoattack, pgd, apgd, fmn or square"
             )
         fell = self.success & (self.spent <= spent)
         return float((~fell[self.examined]).double().mean())

@@ -3,8 +3,9 @@
     python benchmarks/ensembles.py --cases cnn:linf:0.1 slim-l2:l2:1.5 --peers path/to/libraries
 
 Robust accuracy, on how many samples the verdicts differ and in which direction, passes and time, all against the
-reference implementation. Verdicts are kept in the cache in shards, so that a long run can be taken up again, and only
-what is named by ``--again`` is measured anew.
+reference implementation. They take turns: each attacks a shard of the samples before the next shard begins. Verdicts
+are kept in the cache by shard, so that a long run can be taken up again, and only what is named by ``--again`` is
+measured anew.
 """
 
 from __future__ import annotations
@@ -29,7 +30,6 @@ from models import SUBJECTS, samples, trained
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-SHARD = 250
 CASES = ("slim:linf:0.1", "slim-l2:l2:1.5", "slim-l1:l1:12", "resnet8:linf:0.1", "slim-standard:linf:0.02")
 ENTRIES = ("reference", "autoattack", "auto")
 
@@ -65,8 +65,7 @@ def main() -> None:
         )
         x, y = samples(case.network, "test", options.idx)
         x, y = x[: options.samples].to(options.device), y[: options.samples].to(options.device)
-        entries = {name: measure(name, case, model, x, y, options) for name in options.entries}
-        report(case, model, x, y, {name: found for name, found in entries.items() if found})
+        report(case, model, x, y, measure(case, model, x, y, options))
 
 
 def arguments() -> argparse.Namespace:
@@ -80,7 +79,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--shards", type=int, help="stop after measuring so many shards of each entry")
+    parser.add_argument("--shard", type=int, default=250, help="samples that each attacks in its turn")
+    parser.add_argument("--shards", type=int, help="stop after measuring so many shards")
     parser.add_argument("--peers", type=Path, help="folder with the reference implementation, unpacked")
     parser.add_argument("--idx", type=Path, help="folder with Fashion-MNIST as gzipped idx files; default: demo data")
     parser.add_argument("--cache", type=Path, default=Path("build/bench"))
@@ -88,31 +88,34 @@ def arguments() -> argparse.Namespace:
 
 
 def measure(
-    entry: str, case: Case, model: nn.Module, x: Tensor, y: Tensor, options: argparse.Namespace
-) -> dict[str, Tensor]:
-    """Per shard of samples: ``robust`` (bool), and ``cost``: forwards, backwards, seconds (processor time on a CPU)."""
-    run = runner(entry)
-    if run is None:
-        return {}
-    shards: list[dict[str, Tensor]] = []
+    case: Case, model: nn.Module, x: Tensor, y: Tensor, options: argparse.Namespace
+) -> dict[str, dict[str, Tensor]]:
+    """By entry and over all samples: ``robust`` (bool), and ``cost``: forwards, backwards, seconds (processor time on a
+    CPU)."""
+    runs = {entry: run for entry in options.entries if (run := runner(entry)) is not None}
+    shards: dict[str, list[dict[str, Tensor]]] = {entry: [] for entry in runs}
     fresh = 0
-    for start in range(0, len(x), SHARD):
-        stop = min(start + SHARD, len(x))
-        label = f"{case.name}-{options.epochs}-{entry}-{options.seed}-{start}-{stop}".replace(":", "_")
-        path = options.cache / "verdicts" / f"{label}.safetensors"
-        if not path.exists() or entry in options.again:
-            if options.shards is not None and fresh == options.shards:
-                break
-            fresh += 1
-            path.parent.mkdir(parents=True, exist_ok=True)
-            problem = Problem(model, x[start:stop], y[start:stop], case.threat, SHARD, options.seed)
-            save_file(attack_shard(run, problem), path)
-        shards.append(load_file(path))
-    if not shards:
-        return {}
+    for start in range(0, len(x), options.shard):
+        stop = min(start + options.shard, len(x))
+        label = f"{case.name}-{options.epochs}-{{}}-{options.seed}-{start}-{stop}".replace(":", "_").replace("/", "_")
+        paths = {entry: options.cache / "verdicts" / f"{label.format(entry)}.safetensors" for entry in runs}
+        missing = [entry for entry, path in paths.items() if not path.exists() or entry in options.again]
+        if missing and options.shards is not None and fresh == options.shards:
+            break
+        fresh += bool(missing)
+        for entry in missing:
+            paths[entry].parent.mkdir(parents=True, exist_ok=True)
+            problem = Problem(model, x[start:stop], y[start:stop], case.threat, options.shard, options.seed)
+            save_file(attack_shard(runs[entry], problem), paths[entry])
+        for entry, path in paths.items():
+            shards[entry].append(load_file(path))
     return {
-        "robust": torch.cat([shard["robust"] for shard in shards]),
-        "cost": torch.stack([shard["cost"] for shard in shards]).sum(0),
+        entry: {
+            "robust": torch.cat([shard["robust"] for shard in found]),
+            "cost": torch.stack([shard["cost"] for shard in found]).sum(0),
+        }
+        for entry, found in shards.items()
+        if found
     }
 
 

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
+import torch
 from torch import Tensor
 
-from ..attack import Access, Attack, Model, Randomness, check_norm
+from ..attack import Access, Model, Randomness, Unit, check_norm
 from ..errors import UnsupportedError
 from ..models import attacking
 from ..search import fooled, forward
@@ -20,6 +21,10 @@ from .fab import FAB, FABT
 from .square import Square
 
 Version = Literal["standard", "plus", "rand"]
+Member = APGD | APGDT | FAB | FABT | Square | EOT
+
+_PASSES: dict[type, int] = {FAB: 2, FABT: 2}
+"""Forward passes for each unit that a member counts, where it is not one: a step of FAB sees its point twice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +51,7 @@ class AutoAttack:
 
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2", "l1")
     access: ClassVar[Access] = "gradients"
+    unit: ClassVar[Unit] = "passes"
 
     def __post_init__(self) -> None:
         if self.version not in get_args(Version):
@@ -53,12 +59,21 @@ class AutoAttack:
 
     def __call__(self, model: Model, x: Tensor, y: Tensor, threat: Threat, *, generator: Randomness = None) -> Tensor:
         """Adversarial inputs in the shape of ``x``; see :class:`~auditorch.attacks.attack.Attack`."""
+        return self.trace(model, x, y, threat, generator=generator)[0]
+
+    def trace(
+        self, model: Model, x: Tensor, y: Tensor, threat: Threat, *, generator: Randomness = None
+    ) -> tuple[Tensor, Tensor]:
+        """What the call gives, and int64 ``(n,)``: forward passes of each sample until it fell, else in all.
+
+        Counted are the passes that search; those that rank classes, pull points in and confirm them are not.
+        """
         check_norm(self, threat)
         if threat.targeted:
             raise UnsupportedError("autoattack is untargeted: use apgd or apgd_t for a targeted threat")
-        x_adv = x.clone()
+        x_adv, spent = x.clone(), torch.zeros_like(y)
         if len(x) == 0:
-            return x_adv
+            return x_adv, spent
         streams = Streams.of(generator, len(x), x.device)
         with attacking(model):
             logits = forward(model, x)
@@ -66,13 +81,14 @@ class AutoAttack:
             for place, attack in enumerate(self.members(threat.norm, logits.shape[1])):
                 if len(left) == 0:
                     break
-                found = attack(model, x[left], y[left], threat, generator=streams.select(left).fork(place))
+                found, took = attack.trace(model, x[left], y[left], threat, generator=streams.select(left).fork(place))
+                spent[left] += took * _PASSES.get(type(attack), 1)
                 hit = fooled(forward(model, found), y[left], targeted=False) & threat.contains(found, x[left])
                 x_adv[left[hit]] = found[hit]
                 left = left[~hit]
-        return x_adv
+        return x_adv, spent
 
-    def members(self, norm: Norm, k: int) -> Iterator[Attack]:
+    def members(self, norm: Norm, k: int) -> Iterator[Member]:
         """The attacks in their order, for a norm and ``k`` classes."""
         l1 = norm == "l1"
         restarts = 5 if l1 or self.version == "plus" else 1

@@ -8,19 +8,19 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..attack import Access, Model, Randomness
+from ..attack import Model
 from ..errors import UnsupportedError
 from ..losses import margin
 from ..search import fooled, forward, input_gradient
 from ..threat import Norm, Threat
 from .adam import Adam
-from .minimum_norm import Closest, column, cosine, linear_start, over_attackable
+from .minimum_norm import Closest, MinimumNorm, column, cosine, linear_start
 
 _EDGE = 1 - 1e-6
 
 
 @dataclass(frozen=True, slots=True)
-class CarliniWagner:
+class CarliniWagner(MinimumNorm):
     """https://arxiv.org/abs/1608.04644, l2. Minimises ``distance^2 + c * max(margin, -confidence)`` over w, where
     the input is ``(tanh(w) + 1) / 2`` scaled to the bounds, so that the bounds always hold.
 
@@ -46,8 +46,6 @@ class CarliniWagner:
     abort_early: bool = True
 
     norms: ClassVar[tuple[Norm, ...]] = ("l2",)
-    access: ClassVar[Access] = "gradients"
-    minimal: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.binary_search_steps < 1:
@@ -55,12 +53,7 @@ class CarliniWagner:
         if self.learning_rate <= 0 or self.caution <= 0 or self.confidence < 0:
             raise UnsupportedError("CarliniWagner needs learning_rate > 0, caution > 0 and confidence >= 0")
 
-    def __call__(self, model: Model, x: Tensor, y: Tensor, threat: Threat, *, generator: Randomness = None) -> Tensor:
-        """The closest adversarial inputs found, shape of ``x``; see :class:`~auditorch.attacks.attack.Attack`."""
-        del generator  # nothing is random
-        return over_attackable(self, model, x, y, threat, lambda a, b, _: self._search(model, a, b, threat))
-
-    def _search(self, model: Model, x: Tensor, y: Tensor, threat: Threat) -> Tensor:
+    def _search(self, model: Model, x: Tensor, y: Tensor, threat: Threat) -> Closest:
         closest = Closest(x, threat)
         start = linear_start(model, x, y, threat)
         closest.record(start, self._reached(forward(model, start), y, threat))
@@ -71,7 +64,7 @@ class CarliniWagner:
             hit = _Round(self, model, closest, y, c).run(begin)
             low, high = torch.where(hit, low, c), torch.where(hit, c, high)
             c = torch.where(high.isinf(), 10 * c, torch.where(low == 0, high / 2, (low * high).sqrt()))
-        return closest.tighten(model, y) if self.confidence == 0 else closest.x_adv
+        return closest.tighten(model, y) if self.confidence == 0 else closest
 
     def _linear_constant(self, model: Model, x: Tensor, y: Tensor, threat: Threat) -> Tensor:
         """The c ``(n,)`` for which the minimum lies on the boundary of the linearised model: 2 gap / |gradient|^2."""

@@ -8,17 +8,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..attack import Access, Model, Randomness
+from ..attack import Model
 from ..ball import unit
 from ..errors import UnsupportedError
 from ..losses import margin
 from ..search import fooled, forward, input_gradient
 from ..threat import Norm, Threat
-from .minimum_norm import Closest, column, cosine, linear_start, over_attackable
+from .minimum_norm import Closest, MinimumNorm, column, cosine, linear_start
 
 
 @dataclass(frozen=True, slots=True)
-class DDN:
+class DDN(MinimumNorm):
     """https://arxiv.org/abs/1811.09600, l2. Follows the cross-entropy's direction; success shrinks the sphere.
 
     Begins at the nearest boundary of the linearised model (one backward pass for each of nine classes); until a sample
@@ -34,19 +34,12 @@ class DDN:
     gamma: float = 0.05
 
     norms: ClassVar[tuple[Norm, ...]] = ("l2",)
-    access: ClassVar[Access] = "gradients"
-    minimal: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.steps < 1 or not 0 < self.gamma < 1:
             raise UnsupportedError(f"DDN needs steps >= 1 and 0 < gamma < 1, not {self.steps} and {self.gamma}")
 
-    def __call__(self, model: Model, x: Tensor, y: Tensor, threat: Threat, *, generator: Randomness = None) -> Tensor:
-        """The closest adversarial inputs found, shape of ``x``; see :class:`~auditorch.attacks.attack.Attack`."""
-        del generator  # nothing is random
-        return over_attackable(self, model, x, y, threat, lambda a, b, _: self._search(model, a, b, threat))
-
-    def _search(self, model: Model, x: Tensor, y: Tensor, threat: Threat) -> Tensor:
+    def _search(self, model: Model, x: Tensor, y: Tensor, threat: Threat) -> Closest:
         closest = Closest(x, threat)
         sign = -1.0 if threat.targeted else 1.0
         widest = (threat.bounds[1] - threat.bounds[0]) * x[0].numel() ** 0.5

@@ -8,16 +8,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..attack import Access, Model, Randomness
+from ..attack import Model, check_norm
 from ..errors import UnsupportedError
 from ..search import fooled, forward
 from ..threat import Norm, Threat
 from .hyperplane import step_to_hyperplane
-from .minimum_norm import Closest, column, lead_gradients, likeliest_others, over_attackable, step_to_nearest
+from .minimum_norm import Closest, MinimumNorm, column, lead_gradients, likeliest_others, step_to_nearest
 
 
 @dataclass(frozen=True, slots=True)
-class DeepFool:
+class DeepFool(MinimumNorm):
     """https://arxiv.org/abs/1511.04599, l2 and linf. Untargeted; fooled samples drop out.
 
     Each step goes towards the nearest boundary of the linearised model inside the bounds. Where the paper goes all the
@@ -37,24 +37,15 @@ class DeepFool:
     candidates: int = 9
 
     norms: ClassVar[tuple[Norm, ...]] = ("l2", "linf")
-    access: ClassVar[Access] = "gradients"
-    minimal: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.candidates < 1 or not 0 < self.share <= 1 or self.overshoot <= 0:
             raise UnsupportedError("DeepFool needs steps >= 1, candidates >= 1, 0 < share <= 1 and overshoot > 0")
 
-    def __call__(self, model: Model, x: Tensor, y: Tensor, threat: Threat, *, generator: Randomness = None) -> Tensor:
-        """The adversarial inputs found, in the shape of ``x``; see :class:`~auditorch.attacks.attack.Attack`.
-
-        Raises:
-            UnsupportedError: for l1, l0 and targeted threats, and models that give no gradients.
-        """
-        del generator  # nothing is random
+    def _check(self, threat: Threat) -> None:
         refuse_targets(self, threat)
-        return over_attackable(self, model, x, y, threat, lambda a, b, _: self._search(model, a, b, threat))
 
-    def _search(self, model: Model, x: Tensor, y: Tensor, threat: Threat) -> Tensor:
+    def _search(self, model: Model, x: Tensor, y: Tensor, threat: Threat) -> Closest:
         closest = Closest(x, threat)
         classes = likeliest_others(forward(model, x), y, self.candidates)
         rows, point = torch.arange(len(x), device=x.device), x
@@ -74,7 +65,7 @@ class DeepFool:
 
 
 @dataclass(frozen=True, slots=True)
-class SuperDeepFool:
+class SuperDeepFool(MinimumNorm):
     """https://arxiv.org/abs/2303.12481, SDF(inf, 1), l2. Untargeted.
 
     DeepFool until the sample is fooled; then the perturbation is projected onto the gradient there, which is
@@ -90,24 +81,15 @@ class SuperDeepFool:
     candidates: int = 9
 
     norms: ClassVar[tuple[Norm, ...]] = ("l2",)
-    access: ClassVar[Access] = "gradients"
-    minimal: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.candidates < 1 or self.overshoot <= 0:
             raise UnsupportedError("SuperDeepFool needs steps >= 1, candidates >= 1 and overshoot > 0")
 
-    def __call__(self, model: Model, x: Tensor, y: Tensor, threat: Threat, *, generator: Randomness = None) -> Tensor:
-        """The closest adversarial inputs found, in the shape of ``x``; see :class:`~auditorch.attacks.attack.Attack`.
-
-        Raises:
-            UnsupportedError: for other norms than l2 and targeted threats, and models that give no gradients.
-        """
-        del generator  # nothing is random
+    def _check(self, threat: Threat) -> None:
         refuse_targets(self, threat)
-        return over_attackable(self, model, x, y, threat, lambda a, b, _: self._search(model, a, b, threat))
 
-    def _search(self, model: Model, x: Tensor, y: Tensor, threat: Threat) -> Tensor:
+    def _search(self, model: Model, x: Tensor, y: Tensor, threat: Threat) -> Closest:
         closest = Closest(x, threat)
         classes = likeliest_others(forward(model, x), y, self.candidates)
         point = x
@@ -129,10 +111,11 @@ class SuperDeepFool:
 
 
 def refuse_targets(attack: object, threat: Threat) -> None:
-    """Refuses a targeted threat, for attacks that go to the nearest class.
+    """Refuses a norm that the attack does not know and, as it goes to the nearest class, a targeted threat.
 
     Raises:
-        UnsupportedError: naming attacks that take targets.
+        UnsupportedError: naming what would do instead.
     """
+    check_norm(attack, threat)
     if threat.targeted:
         raise UnsupportedError(f"{type(attack).__name__} cannot be targeted: use fmn, fab_t or ddn")

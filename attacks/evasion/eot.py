@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ..attack import Access, Attack, Model, Randomness
+from ..attack import Access, Attack, Model, Randomness, Traced
 from ..errors import UnsupportedError
 from ..models import attacking
 from ..threat import Threat
@@ -56,3 +56,17 @@ class EOT:
         """Adversarial inputs in the shape of ``x``; see :class:`~auditorch.attacks.attack.Attack`."""
         with attacking(model):
             return self.attack(Averaged(model, self.draws), x, y, threat, generator=generator)
+
+    def trace(
+        self, model: Model, x: Tensor, y: Tensor, threat: Threat, *, generator: Randomness = None
+    ) -> tuple[Tensor, Tensor]:
+        """What the call gives, and int64 ``(n,)``: forward passes of each sample until it fell, else in all.
+
+        Raises:
+            UnsupportedError: when the attack inside does not count.
+        """
+        if not isinstance(self.attack, Traced):
+            raise UnsupportedError(f"{type(self.attack).__name__} does not say what it spends on each sample")
+        with attacking(model):
+            x_adv, spent = self.attack.trace(Averaged(model, self.draws), x, y, threat, generator=generator)
+        return x_adv, spent * self.draws

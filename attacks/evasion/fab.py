@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..attack import Access, Model, Randomness, check_norm
+from ..attack import Access, Model, Randomness, Unit, check_norm
 from ..errors import UnsupportedError
 from ..losses import margin, targeted_margin
 from ..models import attacking
@@ -65,6 +65,7 @@ class _Fab:
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2", "l1")
     access: ClassVar[Access] = "gradients"
     minimal: ClassVar[bool] = True
+    unit: ClassVar[Unit] = "steps"
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.restarts < 1:
@@ -76,7 +77,13 @@ class _Fab:
         raise NotImplementedError
 
     def __call__(self, model: Model, x: Tensor, y: Tensor, threat: Threat, *, generator: Randomness = None) -> Tensor:
-        """The closest adversarial inputs found, in the shape of ``x``; see :class:`~auditorch.attacks.attack.Attack`.
+        """The closest adversarial inputs found, shape of ``x``; see :class:`~auditorch.attacks.attack.Attack`."""
+        return self.trace(model, x, y, threat, generator=generator)[0]
+
+    def trace(
+        self, model: Model, x: Tensor, y: Tensor, threat: Threat, *, generator: Randomness = None
+    ) -> tuple[Tensor, Tensor]:
+        """What the call gives, and int64 ``(n,)``: steps of each sample until a point lay within eps, else in all.
 
         Raises:
             UnsupportedError: for l0, when the model gives no gradients.
@@ -85,7 +92,7 @@ class _Fab:
         streams = Streams.of(generator, len(x), x.device)
         closest = Closest(x.detach(), threat)
         if len(x) == 0:
-            return closest.x_adv
+            return closest.x_adv, closest.spent
         with attacking(model):
             logits = forward(model, closest.x)
             open_ = ~fooled(logits, y, targeted=threat.targeted)
@@ -96,7 +103,8 @@ class _Fab:
                 if len(rows):
                     start = self._start(closest, rows, streams.fork(run)) if run >= per_restart else closest.x[rows]
                     self._run(model, closest, y, boundary, rows, start)
-            return closest.tighten(model, y)
+            closest.tighten(model, y)
+        return closest.x_adv, closest.spent
 
     def _settled(self, closest: Closest) -> Tensor:
         """Bool ``(n,)``: samples that need no more work."""

@@ -8,18 +8,18 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..attack import Access, Model, Randomness
+from ..attack import Model
 from ..errors import UnsupportedError
 from ..losses import margin
 from ..search import fooled, forward, input_gradient
 from ..threat import Norm, Threat
-from .minimum_norm import Closest, column, cosine, linear_start, over_attackable, project_to_radius
+from .minimum_norm import Closest, MinimumNorm, column, cosine, linear_start, project_to_radius
 
 _DUAL: dict[Norm, float] = {"linf": 1, "l2": 2, "l1": float("inf"), "l0": float("inf")}
 
 
 @dataclass(frozen=True, slots=True)
-class FMN:
+class FMN(MinimumNorm):
     """https://arxiv.org/abs/2102.12827, linf, l2, l1, l0. Success shrinks the ball, failure grows it.
 
     The first radius is the distance to the nearest boundary of the linearised model (one backward pass for each of
@@ -37,19 +37,12 @@ class FMN:
     gamma: float = 0.05
 
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2", "l1", "l0")
-    access: ClassVar[Access] = "gradients"
-    minimal: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.alpha <= 0 or not 0 < self.gamma < 1:
             raise UnsupportedError("FMN needs steps >= 1, alpha > 0 and 0 < gamma < 1")
 
-    def __call__(self, model: Model, x: Tensor, y: Tensor, threat: Threat, *, generator: Randomness = None) -> Tensor:
-        """The closest adversarial inputs found, shape of ``x``; see :class:`~auditorch.attacks.attack.Attack`."""
-        del generator  # nothing is random
-        return over_attackable(self, model, x, y, threat, lambda a, b, _: self._search(model, a, b, threat))
-
-    def _search(self, model: Model, x: Tensor, y: Tensor, threat: Threat) -> Tensor:
+    def _search(self, model: Model, x: Tensor, y: Tensor, threat: Threat) -> Closest:
         closest = Closest(x, threat)
         sign = -1.0 if threat.targeted else 1.0
         low, high = threat.bounds

@@ -3,35 +3,60 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ..attack import Model, check_norm
+from ..attack import Access, Model, Randomness, Unit, check_norm
 from ..errors import UnsupportedError
 from ..models import attacking, check_logits
 from ..search import NO_GRADIENT, attackable, fooled, forward
 from ..threat import Norm, Threat
 from .hyperplane import step_to_hyperplane
 
-Search = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""``search(x (m, ...), y (m,), rows (m,)) -> x_adv (m, ...)``; ``rows`` are places in the batch."""
 
+class MinimumNorm:
+    """An attack that looks for the smallest perturbation, with no randomness and no restarts.
 
-def over_attackable(attack: object, model: Model, x: Tensor, y: Tensor, threat: Threat, search: Search) -> Tensor:
-    """Runs ``search`` on the samples not yet misclassified, in eval mode and with frozen parameters; shape of ``x``.
-
-    Raises:
-        UnsupportedError: for a norm that ``attack`` does not know.
+    What is left to say for a subclass is :meth:`_search`.
     """
-    check_norm(attack, threat)
-    x_adv = x.detach().clone()
-    with attacking(model):
-        rows = attackable(model, x, y, targeted=threat.targeted).nonzero().squeeze(1)
-        if len(rows):
-            x_adv[rows] = search(x.detach()[rows], y[rows], rows)
-    return x_adv
+
+    __slots__ = ()
+
+    access: ClassVar[Access] = "gradients"
+    minimal: ClassVar[bool] = True
+    unit: ClassVar[Unit] = "steps"
+
+    def __call__(self, model: Model, x: Tensor, y: Tensor, threat: Threat, *, generator: Randomness = None) -> Tensor:
+        """The closest adversarial inputs found, shape of ``x``; see :class:`~auditorch.attacks.attack.Attack`."""
+        return self.trace(model, x, y, threat, generator=generator)[0]
+
+    def trace(
+        self, model: Model, x: Tensor, y: Tensor, threat: Threat, *, generator: Randomness = None
+    ) -> tuple[Tensor, Tensor]:
+        """What the call gives, and int64 ``(n,)``: points examined of each sample until one lay within eps, else in
+        all. The bisection at the end is not counted.
+
+        Raises:
+            UnsupportedError: for a norm that the attack does not know, and models that give no gradients.
+        """
+        del generator  # nothing is random
+        self._check(threat)
+        x_adv, spent = x.detach().clone(), torch.zeros_like(y)
+        with attacking(model):
+            rows = attackable(model, x, y, targeted=threat.targeted).nonzero().squeeze(1)
+            if len(rows):
+                closest = self._search(model, x.detach()[rows], y[rows], threat)
+                x_adv[rows], spent[rows] = closest.x_adv, closest.spent
+        return x_adv, spent
+
+    def _check(self, threat: Threat) -> None:
+        check_norm(self, threat)
+
+    def _search(self, model: Model, x: Tensor, y: Tensor, threat: Threat) -> Closest:
+        """Searches on samples not yet misclassified, with the model in eval mode and its parameters frozen."""
+        raise NotImplementedError
 
 
 class Closest:
@@ -41,11 +66,13 @@ class Closest:
         x: ``(n, ...)``, the clean inputs.
         x_adv: ``(n, ...)``, the closest points; the clean input where none was found.
         distance: ``(n,)`` in the norm of the threat; infinity where none was found.
+        spent: int64 ``(n,)``, points recorded until one lay within eps, or so far.
     """
 
     def __init__(self, x: Tensor, threat: Threat) -> None:
         self.x, self.threat = x, threat
         self.x_adv = x.clone()
+        self.spent = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         self.distance = torch.full((len(x),), float("inf"), dtype=x.dtype, device=x.device)
 
     def record(self, points: Tensor, hit: Tensor, rows: Tensor | None = None) -> Tensor:
@@ -60,6 +87,10 @@ class Closest:
             Bool ``(m,)``, where the record was beaten.
         """
         rows = torch.arange(len(self.x), device=self.x.device) if rows is None else rows
+        self.spent[rows] += self.distance[rows] > self.threat.eps
+        return self._keep(points, hit, rows)
+
+    def _keep(self, points: Tensor, hit: Tensor, rows: Tensor) -> Tensor:
         distance = self.threat.distance(points, self.x[rows])
         better = hit & (distance < self.distance[rows])
         self.x_adv[rows] = torch.where(column(better, points), points, self.x_adv[rows])
@@ -71,15 +102,15 @@ class Closest:
         """Bool ``(n,)``."""
         return self.distance.isfinite()
 
-    def tighten(self, model: Model, y: Tensor, steps: int = 10) -> Tensor:
-        """Pulls what was found towards the clean input by bisection, ``steps`` forward passes; gives ``x_adv``.
+    def tighten(self, model: Model, y: Tensor, steps: int = 10) -> Closest:
+        """Pulls what was found towards the clean input by bisection, ``steps`` forward passes, not counted.
 
         Along the line to the clean input; for linf by clipping the perturbation, which moves only its largest
         entries; for l0 by undoing its smallest entries.
         """
         rows = self.found.nonzero().squeeze(1)
         if len(rows) == 0:
-            return self.x_adv
+            return self
         x, best, size = self.x[rows], self.x_adv[rows], self.distance[rows]
         low, high = torch.zeros_like(size), torch.ones_like(size)
         for _ in range(steps):
@@ -87,8 +118,8 @@ class Closest:
             points = self._shrunk(best, x, middle, size)
             hit = fooled(forward(model, points), y[rows], targeted=self.threat.targeted)
             low, high = torch.where(hit, low, middle), torch.where(hit, middle, high)
-            self.record(points, hit, rows)
-        return self.x_adv
+            self._keep(points, hit, rows)
+        return self
 
     def _shrunk(self, points: Tensor, x: Tensor, share: Tensor, size: Tensor) -> Tensor:
         match self.threat.norm:

@@ -8,17 +8,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..attack import Access, Model, Randomness
+from ..attack import Model
 from ..errors import UnsupportedError
 from ..losses import carlini_wagner, margin
 from ..search import fooled, forward, input_gradient
 from ..threat import Norm, Threat
 from .adam import Adam
-from .minimum_norm import Closest, column, cosine, over_attackable
+from .minimum_norm import Closest, MinimumNorm, column, cosine
 
 
 @dataclass(frozen=True, slots=True)
-class SigmaZero:
+class SigmaZero(MinimumNorm):
     """https://arxiv.org/abs/2402.01879, l0.
 
     Descends, by Adam as in the authors' code, on the margin plus ``sum d^2 / (d^2 + sigma)`` over the perturbation's
@@ -44,8 +44,6 @@ class SigmaZero:
     prunings: int = 16
 
     norms: ClassVar[tuple[Norm, ...]] = ("l0",)
-    access: ClassVar[Access] = "gradients"
-    minimal: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.steps < 1 or min(self.sigma, self.step_size, self.threshold_rate) <= 0 or self.threshold < 0:
@@ -53,12 +51,7 @@ class SigmaZero:
         if self.prunings < 0:
             raise UnsupportedError(f"prunings of SigmaZero is {self.prunings}: it must be at least 0")
 
-    def __call__(self, model: Model, x: Tensor, y: Tensor, threat: Threat, *, generator: Randomness = None) -> Tensor:
-        """The sparsest adversarial inputs found, shape of ``x``; see :class:`~auditorch.attacks.attack.Attack`."""
-        del generator  # nothing is random
-        return over_attackable(self, model, x, y, threat, lambda a, b, _: self._search(model, a, b, threat))
-
-    def _search(self, model: Model, x: Tensor, y: Tensor, threat: Threat) -> Tensor:
+    def _search(self, model: Model, x: Tensor, y: Tensor, threat: Threat) -> Closest:
         closest = Closest(x, threat)
         low, high = threat.bounds
         width = high - low
@@ -78,7 +71,7 @@ class SigmaZero:
         closest.tighten(model, y)
         if self.prunings:
             self._prune(model, closest, y)
-        return closest.x_adv
+        return closest
 
     def _prune(self, model: Model, closest: Closest, y: Tensor) -> None:
         """Pushes what is changed to the bounds, then undoes it one by one where the model is fooled without."""

@@ -7,6 +7,8 @@ import torch
 from auditorch.attacks.engine import evaluate
 from auditorch.attacks.errors import UnsupportedError
 from auditorch.attacks.evasion.autoattack import AutoAttack
+from auditorch.attacks.evasion.eot import EOT
+from auditorch.attacks.evasion.fgsm import FGSM
 from auditorch.attacks.threat import Norm, Threat
 from torch import nn
 
@@ -57,6 +59,30 @@ def test_rand_averages_twenty_draws() -> None:
         outcome = evaluate(AutoAttack("rand", steps=10), Noisy(), problem.x, problem.y, threat)
     assert outcome.success.all()
     assert outcome.backwards % 20 == 0
+
+
+def test_one_run_draws_robust_accuracy_against_forward_passes() -> None:
+    """A sample that stands costs what is counted, and the passes that rank classes and confirm."""
+    problem = linear_problem(8, (1, 5, 5), 4)
+    attack, eps = AutoAttack(steps=6, queries=20), 1.1 * float(problem.distance("linf").median())
+    whole = evaluate(attack, problem.model, problem.x, problem.y, Threat("linf", eps))
+    assert whole.unit == "passes"
+    assert 0 < int(whole.success.sum()) < 8
+    assert whole.robust_accuracy_after(int(whole.spent.max())) == whole.robust_accuracy
+    for row in range(8):
+        part = problem.x[row : row + 1], problem.y[row : row + 1]
+        one = evaluate(attack, problem.model, *part, Threat("linf", eps), ids=torch.tensor([row]))
+        assert int(one.spent) == int(whole.spent[row])
+        if not one.success:  # the clean pass; APGD-T's and FAB-T's ranking, the latter's bisection; four confirmations
+            assert one.forwards == int(one.spent) + 1 + 2 + 10 + 4
+
+
+def test_rand_counts_every_draw() -> None:
+    problem = linear_problem(3, (1, 5, 5), 3)
+    outcome = evaluate(AutoAttack("rand", steps=5), problem.model, problem.x, problem.y, Threat("linf", 1e-6))
+    assert outcome.spent.tolist() == [2 * 20 * 6] * 3
+    with pytest.raises(UnsupportedError, match="FGSM does not say what it spends"):
+        EOT(FGSM()).trace(problem.model, problem.x, problem.y, Threat("linf", 0.1))
 
 
 def test_targeted_threats_and_unknown_versions_are_refused() -> None:

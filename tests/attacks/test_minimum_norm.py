@@ -284,3 +284,35 @@ def test_tighten_finds_the_boundary_on_the_way() -> None:
 class _Minus(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x - 0.3
+
+
+@pytest.mark.parametrize(
+    ("attack", "norm", "points"),
+    [
+        (DDN(steps=9), "l2", 9 + 1),
+        (FMN(steps=9), "linf", 1 + 9 + 1),
+        (CarliniWagner(steps=9, binary_search_steps=2, abort_early=False), "l2", 1 + 2 * 9),
+        (SuperDeepFool(steps=9), "l2", 9 + 1),
+        (SigmaZero(steps=9, prunings=0), "l0", 9 + 1),
+        (FABT(steps=9), "l2", 3 * 9),
+    ],
+    ids=lambda value: type(value).__name__ if hasattr(value, "steps") else str(value),
+)
+def test_a_sample_that_stands_has_had_every_point_counted(attack: Any, norm: Norm, points: int) -> None:
+    problem = linear_problem(3, (1, 5, 5), 4)
+    outcome = evaluate(attack, problem.model, problem.x, problem.y, Threat(norm, 1e-6))
+    assert (outcome.unit, outcome.spent.tolist()) == ("steps", [points] * 3)
+
+
+@pytest.mark.parametrize("name", ["fab", "deepfool"])
+def test_what_was_spent_is_the_number_of_steps_that_it_takes(name: str) -> None:
+    """On a curved boundary; these attacks do not anneal, so that a shorter run begins like a longer one."""
+    problem = linear_problem(6, (1, 5, 5), 4, reach=0.2)
+    curved = nn.Sequential(problem.model, nn.Softsign())
+    threat, kinds = Threat("l2", 10.0), {"fab": FAB, "deepfool": DeepFool}
+    whole = evaluate(kinds[name](steps=20), curved, problem.x, problem.y, threat)
+    assert whole.success.all()
+    assert int(whole.spent.max()) > 1
+    for steps in range(1, int(whole.spent.max()) + 1):
+        shorter = evaluate(kinds[name](steps=steps), curved, problem.x, problem.y, threat)
+        assert torch.equal(shorter.success, whole.spent <= steps)

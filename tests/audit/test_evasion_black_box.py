@@ -127,6 +127,21 @@ def test_steps_are_counted_over_the_radii_up_to_the_one_that_matters(tmp_path: P
     assert effort(run(tmp_path, samples, attack="fgsm", diagnostics=False)[1]) is None
 
 
+@pytest.mark.parametrize(("attack", "unit"), [("fmn", "gradient steps"), ("autoattack", "forward passes")])
+def test_smallest_perturbations_and_the_protocol_are_drawn_too(
+    attack: str, unit: str, tmp_path: Path, samples: Samples
+) -> None:
+    options = {"steps": 8} if attack == "fmn" else {"steps": 8, "queries": 10}
+    check, result, context = run(tmp_path, samples, attack=attack, diagnostics=False, **options)
+    chart = effort(result)
+    assert chart is not None
+    assert chart.x_label == f"{unit} per sample"
+    assert chart.lines[0].y[0] == metric(result, "clean_accuracy").value
+    assert chart.lines[0].y[-1] == metric(result, "robust_accuracy").value
+    assert len(set(chart.lines[0].y)) > 2
+    assert all(claim.ok for claim in check.verify(toy_target(), samples, result, context))
+
+
 def test_the_default_attack_is_drawn_against_its_passes(tmp_path: Path, samples: Samples) -> None:
     check, result, context = run(tmp_path, samples, diagnostics=False, focus_queries=50)
     chart = effort(result)
