@@ -20,7 +20,7 @@ class FreeLB:
 
     Each text is perturbed as a whole: ``eps`` bounds the l2 norm over all its tokens. The path starts at a random
     point and takes ``steps - 1`` normalised gradient steps; weights learn from every point of it, not only the last.
-    Dropout is the same along the path. Padding is left alone where the input says what is padding.
+    Dropout is the same along the path. Padding is left alone: where the attention mask is 0, or at tokens ``pad``.
 
     Args:
         eps: largest l2 norm of a text's perturbation; embeddings of BERT-like models have about 1 to 1.5 a token.
@@ -28,6 +28,7 @@ class FreeLB:
         steps: points of the path, each a pass forward and back.
         start: l2 norm of the first point, at most; no more than ``eps`` is used.
         class_weights: one weight per class.
+        pad: id of padding in inputs without an attention mask; the embedding's ``padding_idx`` when None.
     """
 
     eps: float
@@ -35,6 +36,7 @@ class FreeLB:
     steps: int
     start: float = 0.1
     class_weights: tuple[float, ...] | None = None
+    pad: int | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 1 or min(self.eps, self.step_size, self.start) < 0:
@@ -51,11 +53,13 @@ class FreeLB:
             x: encoded texts ``(n, t)``, or ``(n, 3, t)`` with ids, attention mask and types.
             y: int64 ``(n,)``.
         """
-        layer, mask = token_embedding(module), _mask(x)
+        layer = token_embedding(module)
+        mask = self._mask(x, layer)
         shape = (*mask.shape, layer.embedding_dim)
         drawn = 2 * torch.rand(shape, generator=moment.generator) - 1
         delta = drawn.to(x.device) * mask[..., None]
-        delta = delta * (min(self.start, self.eps) / delta[0].numel() ** 0.5)
+        sizes = mask.sum(1).clamp_min(1) * layer.embedding_dim
+        delta = delta * (min(self.start, self.eps) / sizes.sqrt())[:, None, None]
         same = random_state(moment.generator, x.device)
         losses, correct = [], torch.zeros((), device=x.device)
         for step in range(self.steps):
@@ -75,6 +79,13 @@ class FreeLB:
         delta = delta + self.step_size * gradient / _norms(gradient).clamp_min(1e-12)
         return delta * (self.eps / _norms(delta).clamp_min(1e-12)).clamp_max(1)
 
+    def _mask(self, x: Tensor, layer: nn.Embedding) -> Tensor:
+        """Which tokens are of the text, float32 ``(n, t)``."""
+        if x.dim() == 3:
+            return x[:, 1].float()
+        pad = layer.padding_idx if self.pad is None else self.pad
+        return torch.ones_like(x, dtype=torch.float32) if pad is None else (x != pad).float()
+
     def _loss(self, logits: Tensor, y: Tensor) -> Tensor:
         weight = None if self.class_weights is None else logits.new_tensor(self.class_weights)
         return cross_entropy(logits, y, weight=weight)
@@ -83,8 +94,3 @@ class FreeLB:
 def _norms(values: Tensor) -> Tensor:
     """l2 norms ``(n, 1, 1)`` of values ``(n, t, d)``."""
     return values.flatten(1).norm(dim=1)[:, None, None]
-
-
-def _mask(x: Tensor) -> Tensor:
-    """Which tokens are of the text, float32 ``(n, t)``."""
-    return x[:, 1].float() if x.dim() == 3 else torch.ones_like(x, dtype=torch.float32)

@@ -69,8 +69,10 @@ WORDS = sorted(
 )
 
 
-def tiny_bert(folder: Path, classes: tuple[str, ...] = ("negative", "positive"), longest: int = 64) -> Path:
-    """A Hugging Face folder: a random two-layer BERT whose classifier reads the mean sentiment of known words."""
+def tiny_bert(
+    folder: Path, classes: tuple[str, ...] = ("negative", "positive"), longest: int = 64, layers: int = 1
+) -> Path:
+    """A Hugging Face folder: a small BERT taught to tell good words of the toy world from bad ones."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordPiece
     from tokenizers.normalizers import BertNormalizer
@@ -106,7 +108,7 @@ def tiny_bert(folder: Path, classes: tuple[str, ...] = ("negative", "positive"),
     torch.manual_seed(0)
     options: dict[str, Any] = {"num_labels": len(classes)}
     config = BertConfig(
-        vocab_size=len(tokens), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+        vocab_size=len(tokens), hidden_size=16, num_hidden_layers=layers, num_attention_heads=2, intermediate_size=32,
         max_position_embeddings=longest, **options, hidden_dropout_prob=0.0,
         id2label=dict(enumerate(classes)), label2id={name: i for i, name in enumerate(classes)},
     )  # fmt: skip

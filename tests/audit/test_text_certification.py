@@ -82,9 +82,8 @@ def test_many_masks_are_sampled_and_a_word_that_decides_alone_is_found(tmp_path:
         return torch.tensor([[-1.0 if "alas" in str(text).split() else 1.0] for text in raw])
 
     words = " ".join(["good"] * 19)
-    data = samples()
-    data = Samples(np.array([f"{words} good", f"{words} alas"], dtype=object), data.labels[:2], data.ids[:2], ["0", "1"],
-                   data.classes, "toy", "0" * 64)  # fmt: skip
+    texts = np.array([f"{words} good", f"{words} alas"], dtype=object)
+    data = Samples(texts, samples().labels[:2], samples().ids[:2], ["0", "1"], ("no", "yes"), "toy", "0" * 64)
     target = Target(Sign(), fragile, ("no", "yes"), "text", (0.0, 1.0), torch.device("cpu"), "0" * 64)
     check, context = TextCertification(mask="*", draws=1000, alpha=0.01), FakeContext(tmp_path)
     result = check.run(target, data, context)

@@ -21,6 +21,7 @@ from auditorch.audit.target import Target
 from auditorch.audit.variants import training
 from auditorch.audit.variants.dp_sgd import DPSGDVariant
 from auditorch.audit.variants.fine_tuning import FineTuningVariant
+from auditorch.audit.variants.student import StudentVariant
 from auditorch.audit.variants.sweep import SweepVariant
 from auditorch.audit.variants.text_augmentation import TextAugmentationVariant
 from auditorch.audit.verify import verify
@@ -290,3 +291,45 @@ def test_a_training_on_texts_that_was_cut_off_ends_with_the_same_weights(
     again = variant.build(target, test, where).module.state_dict()
     assert steps[5:7] == [64, 16], "four steps of 16 were saved and are not made again"
     assert all(torch.equal(value, whole[name]) for name, value in again.items())
+
+
+def test_a_student_of_a_transformer_has_half_of_its_layers(tmp_path: Path) -> None:
+    """Six layers, of which three stay; the student learns the answers and is reloaded from what was kept."""
+    tiny_bert(tmp_path / "bert", layers=6)
+    write_texts(tmp_path / "train.csv", 48, 0)
+    write_texts(tmp_path / "test.csv", 32, 1)
+    target, samples = read(tmp_path, "test.csv")
+    variant = StudentVariant(train="train", epochs=4, batch_size=16, lr=2e-3)
+    begun = variant.wrap(copy.deepcopy(target.module)).state_dict()
+    own = target.module.state_dict()
+    for place, number in enumerate((0, 2, 4)):
+        stayed = {name: value for name, value in begun.items() if f"encoder.layer.{place}." in name}
+        assert len(stayed) == 16
+        for name, value in stayed.items():
+            assert torch.equal(value, own[name.replace(f"layer.{place}.", f"layer.{number}.")])
+    assert not any("layer.3." in name for name in begun)
+    built = variant.build(target, samples, context(tmp_path, tmp_path))
+    assert "3 of 6 layers" in built.summary
+    agrees = {metric.name: metric.value or 0.0 for metric in built.metrics}["agreement"]
+    assert agrees > 0.9
+    again = variant.wrap(copy.deepcopy(target.module))
+    again.load_state_dict(built.module.state_dict())
+    student = target.with_module(again.eval(), "6" * 64)
+    x = samples.inputs[np.arange(32)]
+    assert torch.equal(student.logits(x), target.with_module(built.module, "6" * 64).logits(x))
+    configs: list[Any] = [module.get_submodule("body").config for module in (again, target.module)]
+    assert [config.num_hidden_layers for config in configs] == [3, 6]
+    fresh = variant.model_copy(update={"start": "random", "epochs": 1}).build(
+        target, samples, context(tmp_path, tmp_path)
+    )
+    word = "body.bert.embeddings.word_embeddings.weight"
+    assert not torch.allclose(fresh.module.state_dict()[word], own[word], atol=0.05)
+
+
+def test_what_has_no_smaller_copy_is_refused_with_the_reason(project: Path, target: Target, tmp_path: Path) -> None:
+    test = read(project, "test.csv")[1]
+    variant = StudentVariant(train="train", epochs=1)
+    with pytest.raises(UnsupportedError, match="only one layer"):
+        variant.build(target, test, context(project, tmp_path))
+    with pytest.raises(UnsupportedError, match=r"takes a transformers model.*distillation trains a student"):
+        variant.wrap(torch.nn.Sequential(torch.nn.Embedding(9, 4), torch.nn.Flatten()))

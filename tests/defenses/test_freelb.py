@@ -91,3 +91,48 @@ def test_bad_settings_and_models_without_embeddings_are_refused() -> None:
     with pytest.raises(UnsupportedError, match="no embedding layer"):
         FreeLB(1.0, 0.1, 1)(nn.Linear(2, 2), *batch(), moment())
     assert FreeLB(1.0, 0.1, 2)(Bag(), *batch(), moment()).loss.isfinite()
+
+
+class Plain(Bag):
+    """The same on ids alone ``(n, t)``, without a mask: padding counts like any token."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.given = self.embedding(x)
+        s = (self.given @ self.w).sum(1)
+        return torch.stack([-s, s], 1) / 2
+
+
+def test_padding_is_left_alone() -> None:
+    """Of m tokens, those that pad apart, a length of eps costs eps |w| sqrt(m); on all five it would cost more."""
+    module, y = Plain(), torch.tensor([0, 1])
+    x = torch.tensor([[3, 4, 5, 11, 11], [6, 11, 11, 11, 11]])
+
+    def worst(defense: FreeLB) -> float:
+        losses, _ = defense.path(module, x, y, moment())
+        return float(losses[-1].detach())
+
+    def expected(lengths: list[float]) -> float:
+        logits = module(x)
+        margin = (logits[:, 1] - logits[:, 0]) * (2 * y - 1)
+        loss = softplus(-(margin - 0.7 * module.w.norm() * torch.tensor(lengths).sqrt())).mean()
+        return float(loss.detach())
+
+    long = FreeLB(eps=0.7, step_size=0.5, steps=40)
+    assert worst(replace(long, pad=11)) == pytest.approx(expected([3, 1]), rel=1e-4)
+    assert worst(long) == pytest.approx(expected([5, 5]), rel=1e-4)
+    module.embedding.padding_idx = 11
+    assert worst(long) == pytest.approx(expected([3, 1]), rel=1e-4)
+
+
+def test_the_start_does_not_shrink_with_the_padding() -> None:
+    """Uniform numbers in -1..1 have a mean square of a third, whatever a text is padded to."""
+    module, y = Plain(), torch.zeros(400, dtype=torch.int64)
+    for width in (6, 60):
+        x = torch.full((400, width), 11)
+        x[:, :3] = 1
+        FreeLB(eps=9.0, step_size=0.1, steps=1, start=3.0, pad=11).path(module, x, y, moment())
+        delta = (module.given - module.embedding.weight[x]).detach()
+        assert not delta[:, 3:].any()
+        length = delta.flatten(1).norm(dim=1)
+        assert float(length.square().mean()) == pytest.approx(9 / 3, rel=0.05)
+        assert float(length.max()) <= 3.001

@@ -84,8 +84,8 @@ def test_a_unanimous_vote_of_ten_words_with_one_in_sight_stands_four() -> None:
     masks = masks_of(10, 1, 10)
     assert masks.complete
     assert certified_words(np.ones(10, dtype=np.bool_), masks, 0.001) == 4
-    assert certified_words(masks.seen[:, :8].any(1), masks, 0.001) == 2
-    assert certified_words(masks.seen[:, :5].any(1), masks, 0.001) == -1, "half is no majority"
+    assert certified_words(masks.seen[:, :8].max(1), masks, 0.001) == 2
+    assert certified_words(masks.seen[:, :5].max(1), masks, 0.001) == -1, "half is no majority"
     for n, kept, changed in ((6, 2, 1), (6, 3, 2), (7, 2, 3)):
         every = list(combinations(range(n), kept))
         share = sum(all(i >= changed for i in mask) for mask in every) / len(every)
