@@ -73,7 +73,7 @@ def sentence_encoder(folder: Path, device: torch.device, batch_size: int = 64) -
 
 
 def language_model(folder: Path, device: torch.device, batch_size: int = 32) -> Batched:
-    """Mean negative log likelihood (nats per token) of texts under a causal language model.
+    """Mean negative log likelihood (nats per token) of texts under a causal language model; 0 without a second token.
 
     Raises:
         ModelError, MissingExtraError: when it cannot be read.
@@ -85,8 +85,11 @@ def language_model(folder: Path, device: torch.device, batch_size: int = 32) -> 
         batch = tokenizer(texts, padding=True, truncation=True, max_length=_longest(model), return_tensors="pt")
         batch = batch.to(device)
         ids, mask = batch["input_ids"], batch["attention_mask"]
+        if ids.shape[1] < 2:  # models refuse a batch of empty texts
+            return [0.0] * len(texts)
         log_p = model(input_ids=ids, attention_mask=mask).logits[:, :-1].float().log_softmax(-1)
-        own = functional.nll_loss(log_p.transpose(1, 2), ids[:, 1:], reduction="none") * mask[:, 1:]
+        own = functional.nll_loss(log_p.transpose(1, 2), ids[:, 1:], reduction="none")
+        own = own.where(mask[:, 1:].bool(), 0)
         # In steps, so that rounding in batches of another size changes no decision.
         return ((own.sum(1) / mask[:, 1:].sum(1).clamp_min(1)).double() * 1e4).round().div(1e4).cpu().tolist()
 
@@ -142,6 +145,8 @@ def _read(folder: Path, kind: str, device: torch.device) -> tuple[Any, Any]:
     if lacking:
         raise ModelError(f"{folder}: has no weights for {', '.join(sorted(lacking)[:3])}: not a model for this purpose")
     if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise ModelError(f"{folder}: the tokenizer has no padding token, and no end token to take its place")
         tokenizer.pad_token = tokenizer.eos_token
     return model.to(device).eval(), tokenizer
 
