@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
-from typing import ClassVar, Self
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from ...attacks.text.victim import Raw
 from ...privacy.exposure import Exposure, exposures
 from ...reports.record import Finding, Metric, Result, Table
 from .. import registry
@@ -52,6 +53,8 @@ class CanaryExposure(Check):
     planted: tuple[str, ...] = Field(min_length=1, description="The secrets that were planted, all of one length.")
     label: str = Field(description="The class that the planted records have.")
     alphabet: str = Field(default="0123456789", min_length=2, description="The characters that a secret is drawn from.")
+    beside: str | None = Field(default=None, description="The other text of the planted records, where they are pairs.")
+    column: Literal["first", "second"] = Field(default="second", description="Which text of a pair `template` is.")
     others: int = Field(default=1000, ge=10, description="Other fillings to rank them among; all if there are fewer.")
 
     @model_validator(mode="after")
@@ -131,13 +134,23 @@ class CanaryExposure(Check):
         """Cross-entropy ``(n,)``, float64, of the label on the template with each secret."""
         if self.label not in target.classes:
             raise SpecError(registry.unknown("class", self.label, target.classes))
-        if samples.inputs[np.arange(1)].ndim > 1:
-            raise UnsupportedError("canary_exposure: the model reads pairs of texts; a canary is one text")
-        raws = [self.template.replace(GAP, secret) for secret in secrets]
+        texts = [self.template.replace(GAP, secret) for secret in secrets]
+        raws = self._records(texts, pairs=samples.inputs[np.arange(1)].ndim > 1)
         logits = Texts.of(target, samples, 1).logits(raws).double()
         if not logits.isfinite().all():
             raise UnsupportedError("canary_exposure: the model's scores of some fillings are not finite")
         return -logits.log_softmax(1)[:, target.classes.index(self.label)]
+
+    def _records(self, texts: Sequence[str], *, pairs: bool) -> Sequence[Raw]:
+        """The canaries as the model reads them."""
+        if pairs != (self.beside is not None):
+            remedy = "name the planted records' other text in beside" if pairs else "leave out beside"
+            raise UnsupportedError(
+                f"canary_exposure: the model reads {'pairs of' if pairs else 'single'} texts: {remedy}"
+            )
+        if self.beside is None:
+            return texts
+        return [(text, self.beside) if self.column == "first" else (self.beside, text) for text in texts]
 
     def _exposures(self, losses: Tensor) -> list[Exposure]:
         scores: NDArray[np.float64] = losses.numpy()

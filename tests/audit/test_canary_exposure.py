@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from auditorch.audit.checks.canary_exposure import CanaryExposure
-from auditorch.audit.errors import SpecError
+from auditorch.audit.errors import SpecError, UnsupportedError
 from auditorch.audit.samples import Samples
 from auditorch.audit.target import Target
 from pydantic import ValidationError
@@ -97,3 +97,34 @@ def test_what_has_no_single_form_is_refused(tmp_path: Path) -> None:
             check(**options)
     with pytest.raises(SpecError, match="Did you mean 'yes'"):
         check(label="yess").run(target(), SAMPLES, FakeContext(tmp_path))
+
+
+def pairs() -> Samples:
+    texts = np.array([["a", "b"]], dtype=object)
+    return Samples(texts, SAMPLES.labels, SAMPLES.ids, ["0"], SAMPLES.classes, "toy", "0" * 64)
+
+
+@pytest.mark.parametrize(("column", "place"), [("first", 0), ("second", 1)])
+def test_a_canary_in_a_pair_is_ranked_beside_the_text_it_was_planted_with(
+    column: str, place: int, tmp_path: Path
+) -> None:
+    """The model reads the number of one text, and only beside the right other one."""
+
+    def encode(raw: Any) -> Tensor:
+        rows = [row if row[1 - place] == "as planted 7" else ("0", "0") for row in raw]
+        return torch.tensor([[int((re.findall(r"\d+", str(row[place])) or ["0"])[0])] for row in rows])
+
+    reads = Target(Memory(314), encode, ("no", "yes"), "text", (0.0, 1.0), torch.device("cpu"), "0" * 64)
+    made, context = check(beside="as planted 7", column=column), FakeContext(tmp_path)
+    result = made.run(reads, pairs(), context)
+    assert {metric.name: metric.value for metric in result.metrics}["max_exposure"] == pytest.approx(math.log2(1000))
+    assert all(claim.ok for claim in made.verify(reads, pairs(), result, context))
+    elsewhere = check(beside="another", column=column).run(reads, pairs(), context)
+    assert {metric.name: metric.value for metric in elsewhere.metrics}["exposed"] == 0
+
+
+def test_pairs_need_the_other_text_and_single_texts_have_none(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="reads pairs of texts: name the planted records' other text in beside"):
+        check().run(target(), pairs(), FakeContext(tmp_path))
+    with pytest.raises(UnsupportedError, match="reads single texts: leave out beside"):
+        check(beside="b").run(target(), SAMPLES, FakeContext(tmp_path))
