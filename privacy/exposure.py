@@ -82,7 +82,7 @@ Curve = tuple[float, float, float]
 
 def _curve(references: Floats) -> Curve | None:
     """Shape, place and scale of a skew-normal that fits the references; None where it does not."""
-    if references.std() == 0:
+    if np.ptp(references) <= 1e-9 * np.abs(references).max():  # equal but for rounding
         return None
     shape, place, scale = (float(value) for value in skewnorm.fit(references))  # pyright: ignore[reportArgumentType]
     curve = shape, place, scale
