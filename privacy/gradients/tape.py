@@ -7,8 +7,7 @@ weighted sum of their gradients, without a second backward pass.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -72,11 +71,10 @@ class Tape:
         self._names = {parameter: name for name, parameter in module.named_parameters()}
         self._anchor = torch.zeros((), device=self._parameters[0].device, requires_grad=True)
         self._rows = self._records = 0
-        self._shares: dict[nn.Parameter, list[Share]] = defaultdict(list)
-        self._silenced: set[nn.Parameter] = set()
+        self._places = {id(parameter): place for place, parameter in enumerate(self._parameters)}
+        self._shares: list[list[Share]] = []
         self._shared_index: set[nn.Module] = set()
-        self._handles: list[Any] = []
-        self._attentions: list[nn.Module] = []
+        self._taken: list[tuple[nn.Module, Any]] = []
         _keep_freed_memory(self._anchor.device)
         try:
             for name, layer in module.named_modules():
@@ -87,22 +85,21 @@ class Tape:
 
     def remove(self) -> None:
         """Takes everything off the module."""
-        for handle in self._handles:
-            handle.remove()
-        for layer in self._attentions:
+        for layer, own in reversed(self._taken):
             del layer.forward
-        self._handles, self._attentions = [], []
+            if own is not None:
+                layer.forward = own
+        self._taken = []
 
     @contextmanager
     def recording(self, records: int, views: int = 1) -> Iterator[None]:
         """Records the passes of a batch with ``records * views`` rows, the views of a record one after the other."""
         self._rows, self._records = records * views, records
-        self._shares.clear()
+        self._shares = [[] for _ in self._parameters]
         try:
             yield
         finally:
-            self._rows = 0
-            self._speak()
+            self._rows, self._shares = 0, []
 
     def gradients(self, loss: Tensor) -> RecordGradients:
         """Goes back from ``loss``, the sum of the records' losses, once. Call it while recording; ``grad`` is cleared.
@@ -116,19 +113,19 @@ class Tape:
         with torch.autocast(loss.device.type, enabled=False):
             loss.backward()
             self._check_complete()
-            shares = tuple(merged(self._shares.pop(parameter)) for parameter in self._parameters)
+            shares = tuple(merged(found) for found in self._shares)
             squared = torch.stack([share.squared_norms() for share in shares])
         return RecordGradients(self._parameters, shares, squared)
 
     def _check_complete(self) -> None:
-        for parameter in self._parameters:
+        for parameter, found in zip(self._parameters, self._shares, strict=True):
             if parameter.grad is not None:
                 parameter.grad = None
                 raise UnsupportedError(
                     f"DP-SGD cannot train {self._names[parameter]}: it is used outside the forward pass of its layer, "
                     "where its gradients by record cannot be seen; freeze it or call the layer"
                 )
-            if parameter not in self._shares:
+            if not found:
                 raise UnsupportedError(
                     f"{self._names[parameter]} gives no gradient per record: it takes no part in the output; freeze it"
                 )
@@ -143,7 +140,7 @@ class Tape:
     def add(self, layer: nn.Module, shares: Mapping[str, Share]) -> None:
         """Notes the shares of a layer's parameters."""
         for name, share in shares.items():
-            self._shares[getattr(layer, name)].append(share)
+            self._shares[self._places[id(getattr(layer, name))]].append(share)
 
     @property
     def records(self) -> int:
@@ -180,7 +177,9 @@ class Tape:
     def _watch_layer(self, name: str, layer: nn.Module) -> None:
         # Some layers list the parameters of the layers inside them as their own (Opacus' recurrent ones).
         inside = {parameter for child in layer.children() for parameter in child.parameters()}
-        own = [one for one in layer.parameters(recurse=False) if one.requires_grad and one not in inside]
+        own = [
+            key for key, one in layer._parameters.items() if one is not None and one.requires_grad and one not in inside
+        ]
         if isinstance(layer, nn.MultiheadAttention):
             if any(parameter.requires_grad for parameter in layer.parameters()):
                 self._take_over(name, layer)
@@ -190,9 +189,11 @@ class Tape:
         rule = rule_for(layer)
         if rule is None:
             self.slow = (*self.slow, f"{name or 'the model'} ({type(layer).__name__})")
-        # Inputs are seen before the layer's own hooks change them no more, outputs after: first in, last out.
-        self._handles.append(layer.register_forward_pre_hook(self._before(own), with_kwargs=True))
-        self._handles.append(layer.register_forward_hook(self._after(rule, own), with_kwargs=True))
+        self._replace(layer, self._recorded(layer, rule, own))
+
+    def _replace(self, layer: nn.Module, forward: Callable[..., Any]) -> None:
+        self._taken.append((layer, layer.__dict__.get("forward")))
+        layer.forward = forward
 
     def _take_over(self, name: str, layer: nn.MultiheadAttention) -> None:
         if layer.bias_k is not None or layer.add_zero_attn:
@@ -202,43 +203,47 @@ class Tape:
         def forward(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
             return attend(self, layer, *args, **kwargs) if self._active() else native(*args, **kwargs)
 
-        layer.forward = forward
-        self._attentions.append(layer)
+        self._replace(layer, forward)
 
     def _active(self) -> bool:
         return self._rows > 0 and torch.is_grad_enabled()
 
-    def _before(self, own: list[nn.Parameter]) -> Callable[..., Any]:
-        def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _recorded(self, layer: nn.Module, rule: Rule | None, names: list[str]) -> Callable[..., Any]:
+        """The layer's forward pass, in which its parameters take no gradients and after which its output is watched.
+
+        In place of hooks, which cost as much as a small layer, and inside of the layer's own hooks.
+        """
+        native, values = layer.forward, layer._parameters
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
             if not self._active():
-                return None
-            for parameter in own:
-                if parameter.requires_grad:
-                    parameter.requires_grad_(False)
-                    self._silenced.add(parameter)
+                return native(*args, **kwargs)
             if args and isinstance(args[0], Tensor):
-                return (self._spread(layer, args[0]), *args[1:]), kwargs
-            return None
+                args = (self._spread(layer, args[0]), *args[1:])
+            trained = [(name, values[name]) for name in names]
+            for name, parameter in trained:
+                values[name] = parameter.detach()  # pyright: ignore[reportArgumentType, reportOptionalMemberAccess]
+            try:
+                out = native(*args, **kwargs)
+            finally:
+                values.update(trained)
+            return self._watched(layer, rule, args, kwargs, out)
 
-        return hook
+        return forward
 
-    def _after(self, rule: Rule | None, own: list[nn.Parameter]) -> Callable[..., Any]:
-        def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
-            if not self._active():
-                return None
-            self._speak(own)
-            if not isinstance(out, Tensor):
-                raise UnsupportedError(
-                    f"DP-SGD cannot train {self._name(layer)} ({type(layer).__name__}): it holds parameters itself and "
-                    f"returns a {type(out).__name__}, not a tensor; freeze it"
-                )
-            if rule is None:
-                return self.watch(out, self._run_again(layer, args, kwargs))
-            if kwargs or len(args) != 1:
-                raise UnsupportedError(f"{self._name(layer)} must be called with its input and nothing else")
-            return self.watch(out, self._apply(rule, layer, args[0]))
-
-        return hook
+    def _watched(
+        self, layer: nn.Module, rule: Rule | None, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
+    ) -> Tensor:
+        if not isinstance(out, Tensor):
+            raise UnsupportedError(
+                f"DP-SGD cannot train {self._name(layer)} ({type(layer).__name__}): it holds parameters itself and "
+                f"returns a {type(out).__name__}, not a tensor; freeze it"
+            )
+        if rule is None:
+            return self.watch(out, self._run_again(layer, args, kwargs))
+        if kwargs or len(args) != 1:
+            raise UnsupportedError(f"{self._name(layer)} must be called with its input and nothing else")
+        return self.watch(out, self._apply(rule, layer, args[0]))
 
     def _apply(self, rule: Rule, layer: nn.Module, seen: Tensor) -> Callable[[Tensor], None]:
         seen = seen.detach()
@@ -275,13 +280,6 @@ class Tape:
             if layer in self._shared_index:
                 return seen.expand(self._rows, -1)
         return seen
-
-    def _speak(self, own: Collection[nn.Parameter] | None = None) -> None:
-        """Lets parameters take gradients again: those of one layer, or all."""
-        for parameter in list(self._silenced) if own is None else own:
-            if parameter in self._silenced:
-                parameter.requires_grad_(True)
-                self._silenced.discard(parameter)
 
     def _name(self, layer: nn.Module) -> str:
         """The name of a layer's first trained parameter, for messages."""
