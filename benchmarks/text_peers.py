@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from auditorch.attacks.text.constraints.stopwords import STOPWORDS
 from auditorch.attacks.text.resources.wordnet import WordNet
+from auditorch.audit.loading.tokens import HuggingFaceClassifier
+from text_subjects import Subject
 
 UNUSED = [
     "boto3",
@@ -145,8 +147,20 @@ def plain_wrapper(logits: Callable[[Sequence[str]], Any]) -> Any:
     return Plain()
 
 
-def published_wrapper(module: Any, tokenizer: Any) -> Any:
-    """TextAttack's own wrapper of ``transformers`` models: every text is padded to the model's full length."""
-    from textattack.models.wrappers import HuggingFaceModelWrapper
+def published_wrapper(subject: Subject) -> Any:
+    """TextAttack's own wrapper, with the padding that it comes with.
 
-    return HuggingFaceModelWrapper(module, tokenizer)
+    Its wrapper of ``transformers`` models pads every text to the model's full length (512); the tokenizer of its own
+    CNN and LSTM pads to 128.
+    """
+    from textattack.models.wrappers import HuggingFaceModelWrapper, PyTorchModelWrapper
+
+    if isinstance(subject.module, HuggingFaceClassifier):
+        return HuggingFaceModelWrapper(subject.module.body, subject.tokenizer)
+    encode: Any = subject.encode
+
+    def fixed(texts: Sequence[str]) -> list[list[int]]:
+        rows = [encode.ids(text) for text in texts]
+        return [row + [0] * (128 - len(row)) for row in rows]
+
+    return PyTorchModelWrapper(subject.module, fixed)

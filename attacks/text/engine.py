@@ -14,7 +14,7 @@ from .case import Case, Judged
 from .passage import Passage
 from .requests import Asking, Service
 from .scheduler import VICTIM, Scheduler
-from .victim import Logits, Raw, Victim, broken, scores
+from .victim import Logits, Quick, Raw, Victim, broken, scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ def attack_texts(
     seed: int = 0,
     ids: Sequence[int] | None = None,
     batch_size: int = 128,
-    quick: Logits | None = None,
+    quick: Quick | None = None,
     services: Mapping[str, Service] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> TextOutcome:
@@ -73,7 +73,7 @@ def attack_texts(
         budget: most queries a text may cost, the original included.
         targets: int64 ``(n,)``, the class to reach; None: any wrong one.
         ids: stable numbers of the samples; their positions when None.
-        quick: the same model in half precision, to compare versions by; ``logits`` decides on every success.
+        quick: a cheaper form of the same model for the search; ``logits`` decides on every success.
         services: what constraints and edits ask for besides the model (sentence encoder, language model, gradients).
         progress: told how many texts were finished since it was last called.
 

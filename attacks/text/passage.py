@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from dataclasses import dataclass
 from functools import lru_cache
@@ -75,7 +76,12 @@ class Passage:
         return spans
 
 
+_ASCII_WORD = re.compile(r"\w+(?:['-]\w+)*", re.ASCII)
+
+
 def _spans(text: str) -> list[tuple[int, int]]:
+    if text.isascii():
+        return [match.span() for match in _ASCII_WORD.finditer(text)]
     spans: list[tuple[int, int]] = []
     start = -1
     for i, character in enumerate(text):

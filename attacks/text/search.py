@@ -163,17 +163,17 @@ def _without(case: Case, filler: str, slots: Sequence[int]) -> Asking[dict[int, 
 def _by_saliency(case: Case) -> Asking[Judged]:
     """PWWS: each word's best edit, applied in the order of saliency times gain.
 
-    The best edits of all words are found first, on the original, so the ranking needs no further queries. Words without
-    edits need no saliency, which is a softmax: leaving some out scales the others alike. What breaks the model on its
-    own ends the search, so the most salient words are tried first.
+    The best edits are found first, on the original, so the ranking needs no further queries. The most salient words
+    come first, and the search for edits ends when those found break the model, alone or together. Words without edits
+    need no saliency, which is a softmax: leaving some out scales the others alike.
     """
-    original = case.start.passage
+    original, start = case.start.passage, case.start.score
     options: dict[int, list[Passage]] = {}
     for passage in (yield from case.neighbours(original, case.slots)):
         options.setdefault(original.changed(passage)[0], []).append(passage)
     without = yield from _without(case, "[UNK]", list(options))
-    before = _probability(case.start.score)
     ranked: list[tuple[float, int, str]] = []
+    gained, bar, reached = start, 0.0, case.start
     for slot in sorted(without, key=lambda slot: -without[slot]):
         top = best((yield from case.judge(options[slot])))
         if top is None:
@@ -181,11 +181,25 @@ def _by_saliency(case: Case) -> Asking[Judged]:
         if top.broken:
             return top
         # The saliency is a change in probability, as in the paper; scores are log odds.
-        weight = math.exp(_probability(without[slot]) - before)
-        gain = _probability(top.score) - before
+        weight = math.exp(_probability(without[slot]) - _probability(start))
+        gain = _probability(top.score) - _probability(start)
         ranked.append((round(gain * weight, 9), slot, top.passage.words[slot]))
+        gained += max(top.score - start, 0.0)
+        # Log odds nearly add up, so all edits together are only tried when they promise enough.
+        if gained > bar and len(ranked) > 1:
+            words = {slot: word for worth, slot, word in ranked if worth > 0}
+            for one in (yield from case.judge((yield from case.allowed([original.with_words(words)])))):
+                reached, bar = one, gained - one.score
+            if reached.broken:
+                break
+    found = yield from _applied(case, sorted(ranked, key=lambda entry: (-entry[0], entry[1])))
+    return found if found.broken else best((reached, found)) or found
+
+
+def _applied(case: Case, ranked: Sequence[tuple[float, int, str]]) -> Asking[Judged]:
+    """Words put into slots one after the other as long as the score rises, until the model is broken."""
     current = case.start
-    for _, slot, word in sorted(ranked, key=lambda entry: (-entry[0], entry[1])):
+    for _, slot, word in ranked:
         together = yield from case.allowed([current.passage.with_word(slot, word)])
         judged = yield from case.judge(together)
         if judged and (judged[0].broken or judged[0].score > current.score):

@@ -16,8 +16,22 @@ Logits = Callable[[Sequence[Raw]], Tensor]
 """Raw texts (or pairs of texts) to logits ``(n, k)``."""
 
 _STEP = 1e-4
-_HAIR, _NEAR = 1e-5, 0.05
-"""Share of the logits' size by which a margin must exceed zero; and up to which half precision may be wrong."""
+_HAIR = 1e-5
+"""Share of the logits' size by which a margin must exceed zero."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quick:
+    """A cheaper form of the model under attack.
+
+    Attributes:
+        logits: as of the model itself, nearly.
+        error: how wrong a margin may be, as a share of the logits' size. What lies at the goal or so near it is asked
+            of the model itself. 0: the form is exact.
+    """
+
+    logits: Logits
+    error: float
 
 
 @dataclass(slots=True)
@@ -30,8 +44,7 @@ class Victim:
         column: which text of a pair is attacked, 0 or 1.
         goals: the label to leave, or with ``targeted`` the class to reach, for each sample.
         batch_size: rows given to the model at a time.
-        quick: a cheaper form of the model (in half precision) for what versions are compared by. Whatever it puts at
-            the goal, or within a twentieth of it, is asked of the model itself.
+        quick: a cheaper form of the model, by which versions are compared.
         forwards: rows given to the model so far, in either form.
     """
 
@@ -41,7 +54,7 @@ class Victim:
     targeted: bool = False
     column: int = 1
     batch_size: int = 128
-    quick: Logits | None = None
+    quick: Quick | None = None
     forwards: int = field(default=0)
 
     def compose(self, row: int, text: str) -> Raw:
@@ -76,9 +89,9 @@ class Victim:
         if not texts:
             return []
         goal = torch.tensor([self.goals[row] for row in rows])
-        logits = self._outputs(self.quick or self.logits, rows, texts)
-        if self.quick is not None:
-            near = broken(logits, goal, targeted=self.targeted, hair=-_NEAR).nonzero().flatten()
+        logits = self._outputs(self.quick.logits if self.quick else self.logits, rows, texts)
+        if self.quick and self.quick.error:
+            near = broken(logits, goal, targeted=self.targeted, hair=-self.quick.error).nonzero().flatten()
             if len(near):
                 places = near.tolist()
                 logits[near] = self.outputs([rows[i] for i in places], [texts[i] for i in places])

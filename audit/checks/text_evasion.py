@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...attacks.models import attacking
 from ...attacks.text.attack import TextAttack
+from ...attacks.text.encoded import Precision
 from ...attacks.text.engine import TextOutcome, attack_texts
 from ...attacks.text.passage import Passage
 from ...attacks.text.recipes import FREE, RECIPES, SEARCHES, Limits, Resources, build, guard_of, guards
@@ -59,7 +60,7 @@ class TextEvasion(Check):
     """
 
     name: ClassVar[str] = "text_evasion"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     title: ClassVar[str] = "Adversarial robustness of texts"
     question: ClassVar[str] = "How small a change of the input makes the model err?"
     requires: ClassVar[frozenset[Access]] = frozenset({"labels"})
@@ -123,6 +124,10 @@ class TextEvasion(Check):
     limit: int | None = Field(default=None, ge=1, description="Attack at most so many texts, evenly spaced.")
     gallery: int = Field(default=8, ge=0, description="How many successes to show.")
     batch_size: int | None = Field(default=None, ge=1, description="Largest batch; 128 if left out.")
+    precision: Precision = Field(
+        default="float32",
+        description="bfloat16 to search in half precision where the tokenizer tells padding; float32 decides.",
+    )
 
     @field_validator("attack")
     @classmethod
@@ -172,6 +177,7 @@ class TextEvasion(Check):
                 seed=context.seed,
                 ids=texts.samples.ids.tolist(),
                 batch_size=self._batch(context),
+                quick=texts.quick(self.precision),
                 services=self._services(attack, texts, context),
                 progress=context.progress.advance,
             )

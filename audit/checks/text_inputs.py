@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...attacks.text.encoded import EncodedModel
-from ...attacks.text.victim import Raw
+from ...attacks.text.encoded import EncodedModel, Precision, quick
+from ...attacks.text.victim import Quick, Raw
 from ..loading.tokens import as_texts
 from ..samples import Samples
 from ..target import Target
@@ -56,7 +56,15 @@ class Texts:
 
     def logits(self, raws: Sequence[Raw]) -> Tensor:
         """Float32 logits ``(m, k)`` on the CPU of a batch of raw inputs."""
-        return EncodedModel(self.target.encode, self.target.module, self.target.device)(raws)
+        return self._model(raws)
+
+    def quick(self, precision: Precision) -> Quick:
+        """The same for a search: equal encodings are computed once, and maybe in half precision."""
+        return quick(self._model, precision)
+
+    @property
+    def _model(self) -> EncodedModel:
+        return EncodedModel(self.target.encode, self.target.module, self.target.device)
 
     def require_finite(self, logits: Tensor) -> None:
         """Refuses logits of the samples that are NaN or infinite.

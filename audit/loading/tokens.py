@@ -46,6 +46,19 @@ class HuggingFaceEncode:
         used = x[:, 1].bool().any(0)
         return x if bool(used.all()) else x[:, :, used]
 
+    def filled(self, x: Tensor) -> Tensor:
+        """Which places of each encoded text are no padding, bool ``(n, t)``."""
+        return x[:, 1].bool()
+
+    def padded(self, x: Tensor, places: int) -> Tensor:
+        """Encoded texts with so many places, or with as many as the longest needs if that is more."""
+        x = self.trimmed(x)
+        missing = min(places, self.max_length) - x.shape[2]
+        if missing <= 0:
+            return x
+        filler = x.new_tensor([self.tokenizer.pad_token_id, 0, 0])[None, :, None].expand(len(x), 3, missing)
+        return torch.cat([filler, x] if self.tokenizer.padding_side == "left" else [x, filler], 2)
+
     def too_long(self, texts: Sequence[Any]) -> int:
         """How many of the texts are cut."""
         columns = ([a for a, _ in texts], [b for _, b in texts]) if isinstance(texts[0], tuple) else (list(texts),)

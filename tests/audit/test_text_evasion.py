@@ -151,6 +151,22 @@ def test_a_transformer_gives_the_same_at_any_batch_size(project: Path, tmp_path:
     assert edits[0] == edits[1] == edits[2]
 
 
+def test_half_precision_is_for_the_search_alone(project: Path, tmp_path: Path) -> None:
+    target, samples = world(project, "bert")
+    half: list[bool] = []
+    target.module.register_forward_pre_hook(lambda *_: half.append(torch.is_autocast_enabled("cpu")))
+    context = FakeContext(tmp_path)
+    check = TextEvasion(attack="characters", precision="bfloat16")
+    result = check.run(target, samples, context)
+    assert metrics(result)["attack_success_rate"] > 0.3  # type: ignore[operator]
+    assert half.count(True) > 3
+    assert not half[0], "clean predictions"
+    assert not half[-1], "the last look at the successes"
+    half.clear()
+    assert all(claim.ok for claim in check.verify(target, samples, result, context))
+    assert not any(half)
+
+
 def test_a_target_class_is_reached_from_the_other(project: Path, tmp_path: Path) -> None:
     target, samples = world(project)
     result = TextEvasion(attack="characters", target="negative").run(target, samples, FakeContext(tmp_path))

@@ -58,6 +58,10 @@ def test_a_hugging_face_folder_answers_as_transformers_does(project: Path) -> No
     assert torch.allclose(target.logits(raw), expected, atol=1e-5), "padding must not matter"
     x = target.encode(["good film", "a great and fine story told well"])
     assert torch.equal(target.encode.trimmed(x[:1]), target.encode(["good film"]))  # type: ignore[attr-defined]
+    assert target.encode.filled(x).sum(1).tolist() == [4, 9]  # type: ignore[attr-defined]
+    assert torch.equal(target.encode.padded(x[:1], 9), x[:1])  # type: ignore[attr-defined]
+    assert target.encode.padded(x, 999).shape[2] == 64, "never longer than the model reads"  # type: ignore[attr-defined]
+    assert torch.allclose(target.module(target.encode.padded(x, 16)), target.module(x), atol=1e-5)  # type: ignore[attr-defined]
     assert target.modality == "text"
     described = describe_target(target, parse_spec({"version": 1, "model": {"source": "bert"}, "data": {"source": "x"},
                                                     "checks": ["performance"]}, project).model)  # fmt: skip
