@@ -78,7 +78,7 @@ class Performance(Check):
             findings=tuple(findings(measured)),
             figures=tuple(figures(measured)),
             evidence=(context.evidence("scores", tensors),),
-            warnings=tuple(warnings(measured)),
+            warnings=tuple(warnings(measured, len(samples.classes))),
             not_covered=(
                 "Data that differ from the audited samples: other sources, later dates, rarer conditions.",
                 "Wrong labels in the audited samples count as errors of the model.",

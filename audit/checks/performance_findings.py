@@ -13,8 +13,9 @@ from .metrics import by_name, percent
 from .performance_measures import Measured
 
 
-def warnings(measured: Measured) -> Iterator[str]:
-    absent = [measured.classes[c] for c in np.flatnonzero(measured.counts.support == 0)]
+def warnings(measured: Measured, known: int) -> Iterator[str]:
+    """``known``: how many classes the data have; what comes after them is no class, but no answer."""
+    absent = [measured.classes[c] for c in np.flatnonzero(measured.counts.support[:known] == 0)]
     if absent:
         yield f"No samples of {len(absent)} classes ({_some(absent)}): averages over classes leave them out."
     never = [measured.classes[c] for c in measured.present if measured.counts.predicted[c] == 0]
