@@ -51,7 +51,10 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--tasks", nargs="+", choices=TASKS, default=[task for task in TASKS if not task.startswith("auto")]
+        "--tasks",
+        nargs="+",
+        choices=TASKS,
+        default=[task for task in TASKS if not task.startswith("auto") and "long" not in task],
     )
     parser.add_argument("--model", choices=SUBJECTS, default="cnn")
     parser.add_argument("--samples", type=int, default=256)

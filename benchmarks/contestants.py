@@ -200,20 +200,21 @@ def square(queries: int, norm: Norm) -> Callable[[], Iterator[Contestant]]:
     return contestants
 
 
-def carlini_wagner(steps: int) -> Callable[[], Iterator[Contestant]]:
-    """C&W l2 with the given gradient steps in all, in five rounds from a constant of 1 (torchattacks has one round)."""
-    rounds = 5
+def carlini_wagner(steps: int, rounds: int, rate: float) -> Callable[[], Iterator[Contestant]]:
+    """C&W l2 with the given gradient steps in all. Ours has its defaults; the peers begin with a constant of 1
+    (torchattacks, which has one round, keeps 10) and get ``rate``, the best for them of .01, .05, .1 and .2."""
 
     def contestants() -> Iterator[Contestant]:
-        yield ours(CarliniWagner(steps=steps // rounds, binary_search_steps=rounds))
-        if peer("art"):
-            yield Contestant("ART", lambda problem: _art_cw(problem, steps // rounds, rounds))
+        each = steps // rounds
+        yield ours(CarliniWagner(steps=each, binary_search_steps=rounds))
+        if steps <= 100 and peer("art"):  # whose line search makes it some twenty times slower
+            yield Contestant("ART", lambda problem: _art_cw(problem, each, rounds, rate))
         if lib := peer("adv_lib.attacks"):
-            yield batched("adv-lib", lambda p, lib=lib: _adv_lib_cw(lib, p, steps // rounds, rounds))
+            yield batched("adv-lib", lambda p, lib=lib: _adv_lib_cw(lib, p, each, rounds, rate))
         if lib := peer("foolbox"):
-            yield batched("foolbox", lambda p, lib=lib: _foolbox_cw(lib, p, steps // rounds, rounds))
+            yield batched("foolbox", lambda p, lib=lib: _foolbox_cw(lib, p, each, rounds, rate))
         if lib := peer("torchattacks"):
-            yield batched("torchattacks", lambda p, lib=lib: lib.CW(p.model, c=1, steps=steps))
+            yield batched("torchattacks", lambda p, lib=lib: lib.CW(p.model, c=10, steps=steps, lr=rate))
 
     return contestants
 
@@ -232,7 +233,8 @@ TASKS: dict[str, Task] = {
     "auto-l1": Task("AutoAttack standard", "l1", 1400, "forward+backward", ensembles),
     "square-linf": Task("Square-1000", "linf", 1000, "forward", square(1000, "linf")),
     "square-l2": Task("Square-1000", "l2", 1000, "forward", square(1000, "l2")),
-    "cw-l2": Task("C&W-100", "l2", 100, "forward+backward", carlini_wagner(100), minimal=True),
+    "cw-l2": Task("C&W-100", "l2", 100, "forward+backward", carlini_wagner(100, 5, 0.2), minimal=True),
+    "cw-long-l2": Task("C&W-900", "l2", 900, "forward+backward", carlini_wagner(900, 9, 0.1), minimal=True),
     "pgd-linf": Task("PGD-40", "linf", 40, "forward+backward", pgd(40, "linf")),
     "pgd-l2": Task("PGD-40", "l2", 40, "forward+backward", pgd(40, "l2")),
     "pgd-l1": Task("PGD-40", "l1", 40, "forward+backward", pgd(40, "l1")),
@@ -352,19 +354,20 @@ def reference_autoattack(lib: Any, problem: Problem) -> Tensor:
     return attack.run_standard_evaluation(problem.x, problem.y, bs=problem.batch_size)
 
 
-def _adv_lib_cw(lib: Any, problem: Problem, steps: int, rounds: int) -> Callable[[Tensor, Tensor], Tensor]:
-    return lambda x, y: lib.carlini_wagner_l2(
-        problem.model, x, y, max_iterations=steps, binary_search_steps=rounds, initial_const=1.0
-    )
+def _adv_lib_cw(lib: Any, problem: Problem, steps: int, rounds: int, rate: float) -> Callable[[Tensor, Tensor], Tensor]:
+    options = {"max_iterations": steps, "binary_search_steps": rounds, "initial_const": 1.0, "learning_rate": rate}
+    return lambda x, y: lib.carlini_wagner_l2(problem.model, x, y, **options)
 
 
-def _foolbox_cw(lib: Any, problem: Problem, steps: int, rounds: int) -> Callable[[Tensor, Tensor], Tensor]:
+def _foolbox_cw(lib: Any, problem: Problem, steps: int, rounds: int, rate: float) -> Callable[[Tensor, Tensor], Tensor]:
     model = lib.PyTorchModel(problem.model, bounds=problem.threat.bounds)
-    attack = lib.attacks.L2CarliniWagnerAttack(steps=steps, binary_search_steps=rounds, initial_const=1.0)
+    attack = lib.attacks.L2CarliniWagnerAttack(
+        steps=steps, binary_search_steps=rounds, initial_const=1.0, stepsize=rate
+    )
     return lambda x, y: attack(model, x, y, epsilons=None)[1]
 
 
-def _art_cw(problem: Problem, steps: int, rounds: int) -> Tensor:
+def _art_cw(problem: Problem, steps: int, rounds: int, rate: float) -> Tensor:
     from art.attacks.evasion import CarliniL2Method
 
     attack = CarliniL2Method(
@@ -372,6 +375,7 @@ def _art_cw(problem: Problem, steps: int, rounds: int) -> Tensor:
         max_iter=steps,
         binary_search_steps=rounds,
         initial_const=1.0,
+        learning_rate=rate,
         batch_size=problem.batch_size,
         verbose=False,
     )
