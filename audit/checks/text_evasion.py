@@ -196,7 +196,7 @@ class TextEvasion(Check):
             metrics=metrics,
             findings=tuple(findings(measured, self.attack, self.standards)),
             figures=(
-                *charts(measured, target.classes, self.attack),
+                *charts(measured, samples.classes, self.attack),
                 *shown_passages(texts, outcome, measured, self.gallery),
             ),
             evidence=(evidence,),

@@ -228,8 +228,10 @@ def _summary(found: Sequence[Found], classes: tuple[str, ...]) -> str:
     if not n:
         return "No held-out text could be attacked."
     low, high = rate_interval(one.hits[0], n)
+    words = "The words" if len(one.words) > 1 else "The word"
+    verb = "make" if len(one.words) > 1 else "makes"
     return (
-        f"The words “{' '.join(one.words)}” before a text make the model say {classes[one.c]} for "
+        f"{words} “{' '.join(one.words)}” before a text {verb} the model say {classes[one.c]} for "
         f"{percent(one.hits[0] / n)} of {n} held-out texts of other classes (95 % interval {percent(low)} to "
         f"{percent(high)}); random words do so for {percent(one.hits[2] / n)}."
     )
