@@ -34,7 +34,7 @@ class DPConfig:
         seed: of sampling and noise. Whoever knows it can subtract the noise: use None, which draws both from the
             operating system, for weights that will be published.
         secure_noise: sums four Gaussians for each noise value, against attacks on floating-point noise
-            (arXiv 2107.10138). The generator is still not a cryptographic one.
+            (arXiv 2107.10138).
         physical_batch: most rows whose gradients are in memory at once; chosen by layer sizes when left out. It
             changes the result by rounding only.
     """

@@ -17,7 +17,7 @@ from .clipping import Clipping
 from .config import DPConfig
 from .gradients.shares import numbers
 from .gradients.tape import RecordGradients, Tape
-from .randomness import Streams
+from .randomness import Noise, Streams
 from .ranks import Ranks
 
 RowLoss = Callable[[Tensor, Tensor], Tensor]
@@ -173,7 +173,7 @@ class PrivateRun:
     def step(self) -> None:
         """One noisy step on a fresh sample, some records at a time so that their gradients fit in memory."""
         index = self.draw()
-        self._begin_sums(self.streams.generator("noise", self.state.steps, self.device))
+        self._begin_sums(self.streams.noise(self.state.steps, self.device, secure=self.config.secure_noise))
         with self._random_layers():
             for part in self._parts(self.ranks.share(index)):
                 self._accumulate(part)
@@ -193,16 +193,14 @@ class PrivateRun:
         needed = len(index) * self.config.views / self.physical
         return index.tensor_split(math.ceil(needed) if self.config.physical_batch else max(1, round(needed)))
 
-    def _begin_sums(self, generator: torch.Generator) -> None:
+    def _begin_sums(self, noise: Noise) -> None:
         """Fills the gradient with its noise, in the first process; weights and noise are divided by the expected batch
         size, never by the drawn one, which would give away how many records were drawn."""
         size = self.noise * self.clipping.bound / self.config.batch_size
         if size == 0 or not self.ranks.first:
             self.flat.zero_()
-        elif self.config.secure_noise:
-            self.flat.copy_(_secure_noise(len(self.flat), self.device, generator)).mul_(size)
         else:
-            self.flat.normal_(0, size, generator=generator)
+            noise(self.flat, size)
 
     def _finish_sums(self) -> None:
         self.ranks.add_up(self.flat)
@@ -420,12 +418,3 @@ def _optimizer(parameters: list[nn.Parameter], config: DPConfig) -> torch.optim.
 def _plain(config: DPConfig) -> DPConfig:
     """For the probe: one view, full precision."""
     return replace(config, views=1, precision="float32")
-
-
-def _secure_noise(count: int, device: torch.device, generator: torch.Generator) -> Tensor:
-    """Standard normal numbers, each half the sum of four, of which no single one can be read off (arXiv 2107.10138)."""
-    torch.randn(1, device=device, generator=generator)  # Gaussians come in pairs: begin with the second of one
-    total = torch.zeros(count, device=device)
-    for _ in range(4):
-        total += torch.randn(count, device=device, generator=generator)
-    return total / 2

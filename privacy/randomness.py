@@ -8,13 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
+from torch import Tensor
+
+from .gaussian import fill_normal
 
 Purpose = Literal["sampling", "noise", "count", "dropout", "augmentation"]
+
+Noise = Callable[[Tensor, float], None]
+"""``noise(out, size)`` overwrites ``(n,)`` with normal numbers of standard deviation ``size``."""
 
 _STATE_OFFSET = 24
 _STATE_WORDS = 624
@@ -49,6 +56,34 @@ class Streams:
         words = state[_STATE_OFFSET : _STATE_OFFSET + 8 * _STATE_WORDS].view(np.uint64)
         words[:] = np.frombuffer(self._bytes(purpose, step, 4 * _STATE_WORDS), dtype="<u4")
         return generator.set_state(torch.from_numpy(state))
+
+    def noise(self, step: int, device: torch.device, *, secure: bool = False) -> Noise:
+        """The noise of one step: on the CPU from a cipher whose key is of 256 bits, elsewhere from torch's generator.
+
+        Args:
+            secure: each number is half the sum of four, of which no single one can be read off (arXiv 2107.10138).
+        """
+        if device.type == "cpu":
+            secrets = self._bytes("noise", step, 4 * 32)
+            keys = iter([secrets[i : i + 32] for i in range(0, len(secrets), 32)])
+
+            def fill(out: Tensor, size: float) -> None:
+                fill_normal(out.numpy(), size, next(keys))
+        else:
+            generator = self.generator("noise", step, device)
+            torch.randn(1, device=device, generator=generator)  # Gaussians come in pairs: begin with a second one
+
+            def fill(out: Tensor, size: float) -> None:
+                out.normal_(0, size, generator=generator)
+
+        def four(out: Tensor, size: float) -> None:
+            fill(out, size / 2)
+            one = torch.empty_like(out)
+            for _ in range(3):
+                fill(one, size / 2)
+                out += one
+
+        return four if secure else fill
 
     def seed(self, purpose: Purpose, step: int) -> int:
         """A seed of 63 bits, for what can only be seeded."""
