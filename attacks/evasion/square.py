@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from itertools import takewhile
 from typing import ClassVar
 
 import torch
@@ -13,9 +14,11 @@ from ..attack import Access, Model, Randomness, Unit, check_norm
 from ..errors import UnsupportedError
 from ..losses import margin
 from ..models import attacking
+from ..search import deferred
 from ..streams import Streams
 from ..threat import Norm, Threat
-from .windows import bump_pair, bump_pairs, signs, windows
+from .square_moves import FALL_OFF, Moves, Proposal, Sizes, planned, power, powers
+from .windows import bump_pair
 
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """After these of 10,000 queries the share of changed pixels is halved (the paper's schedule)."""
@@ -23,11 +26,14 @@ _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 _AHEAD = 64
 """Queries for which random words are drawn at once."""
 
-_FALL_OFF = {"l2": 2, "l1": 4}
-"""How fast a bump falls off from its centre, as a power of the distance."""
+_PLANNED = 2**16
+"""Window pixels that are planned at once."""
 
-_Sizes = tuple[int, int, int, int]
-"""Height and width of the image, and of a window."""
+_QUERIES_PER_FEATURE = 20
+"""From so many on, windows in l2 and l1 go down to single features."""
+
+_LOOKS = 8
+"""On a device, who fell is looked at every so many queries: the answer makes the host wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +47,14 @@ class Square:
     Args:
         queries: at most this many model evaluations a sample.
         p_init: share of pixels changed by the first proposals.
-        finest: smallest side of a window in l2 and l1, odd; the paper's is 3. 1 moves single features at the end, which
-            suits inputs without neighbourhoods, such as table rows.
+        finest: smallest side of a window in l2 and l1, odd. The paper's is 3; 1 moves single features at the end. None:
+            1 for vectors, which have no neighbourhoods, and for images with at least 20 queries a feature; else 3.
         restarts: independent runs for samples that withstood the ones before.
     """
 
     queries: int = 5000
     p_init: float = 0.8
-    finest: int = 3
+    finest: int | None = None
     restarts: int = 1
 
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2", "l1")
@@ -58,7 +64,7 @@ class Square:
     def __post_init__(self) -> None:
         if min(self.queries, self.restarts) < 1 or not 0 < self.p_init <= 1:
             raise UnsupportedError("square needs queries >= 1, restarts >= 1 and p_init in (0, 1]")
-        if self.finest < 1 or self.finest % 2 == 0:
+        if self.finest is not None and (self.finest < 1 or self.finest % 2 == 0):
             raise UnsupportedError(f"finest of square is {self.finest}: it must be an odd number of pixels")
 
     def __call__(self, model: Model, x: Tensor, y: Tensor, threat: Threat, *, generator: Randomness = None) -> Tensor:
@@ -78,8 +84,9 @@ class Square:
         images = x if x.dim() == 4 else x.flatten(1)[:, None, None, :]
         best = images.clone()
         with attacking(model), torch.no_grad():
-            search = _Search(lambda z: model(z.view(-1, *x.shape[1:])), threat, self.queries, self.p_init, self.finest)
-            left = (search.margin(images, y) >= 0).nonzero().squeeze(1)
+            finest = self.finest or self._finest(images)
+            search = _Search(lambda z: model(z.view(-1, *x.shape[1:])), threat, self.queries, self.p_init, finest)
+            left = (search.margin(images, y) <= 0).nonzero().squeeze(1)
             spent = torch.ones_like(y)
             for restart in range(self.restarts):
                 if len(left) == 0:
@@ -87,8 +94,13 @@ class Square:
                 found, value, asked = search.run(images[left], y[left], streams.select(left).fork(restart))
                 best[left] = found
                 spent[left] += asked
-                left = left[value >= 0]
+                left = left[(value <= 0).nonzero().squeeze(1)]
         return best.view_as(x), spent
+
+    def _finest(self, images: Tensor) -> int:
+        """Three pixels a side find more in few queries; single ones once those have come by everywhere."""
+        few = self.queries < _QUERIES_PER_FEATURE * images.shape[1:].numel()
+        return 3 if images.shape[2] > 1 and few else 1
 
 
 @dataclass(slots=True)
@@ -99,7 +111,7 @@ class _Walk:
         at: int64 ``(m,)``, places in the batch.
         y, value, asked: labels, margins of the best points, evaluations so far, ``(m,)``.
         x, current: inputs and best points, ``(m, c, h * w)``.
-        mass: ``(m, 1, 1)``, sum of ``|current - x|^p`` for l2 and l1, kept up to date window by window.
+        slack: ``(m, 1, 1)``, what ``|current - x|^p`` leaves of eps^p in l2 and l1, kept up to date move by move.
         streams, words: randomness, and what was drawn of it for the next queries, int64 ``(m, _AHEAD, 3 + c)``.
     """
 
@@ -109,7 +121,7 @@ class _Walk:
     asked: Tensor
     x: Tensor
     current: Tensor
-    mass: Tensor
+    slack: Tensor
     words: Tensor
     streams: Streams
 
@@ -120,31 +132,29 @@ class _Walk:
         names = [field.name for field in fields(self) if field.name != "streams"]
         return _Walk(**{name: getattr(self, name)[rows] for name in names}, streams=self.streams.select(rows))
 
-    def accept(self, proposal: _Proposal, value: Tensor) -> bool:
-        """Moves to the points whose margins ``value`` are smaller; says whether there are any."""
-        rows = proposal.rows
-        if rows is None:
+    def settle(self, proposal: Proposal, value: Tensor) -> None:
+        """Keeps the new points whose margins ``value`` are larger and undoes the others."""
+        places, before, rows, slack = proposal
+        if rows is not None:
+            value = self.value.index_copy(0, rows, value)
+        better = value > self.value
+        if deferred(value):  # who fell and is still here stays where it fell
+            standing = self.value <= 0
+            better &= standing
+            self.asked += standing if rows is None else standing & torch.zeros_like(standing).index_fill_(0, rows, True)
+        elif rows is None:
             self.asked += 1
-            better = rows = (value < self.value).nonzero().squeeze(1)
         else:
             self.asked[rows] += 1
-            better = (value < self.value[rows]).nonzero().squeeze(1)
-            rows = rows[better]
-        if len(rows) == 0:
-            return False
-        self.value[rows], self.current[rows] = value[better], proposal.points[better]
-        if proposal.mass is not None:
-            self.mass[rows] = proposal.mass[better]
-        return True
-
-
-@dataclass(frozen=True, slots=True)
-class _Proposal:
-    """New points ``(r, c, h * w)`` for some samples of a walk (``rows`` None: for all), with their mass."""
-
-    points: Tensor
-    rows: Tensor | None = None
-    mass: Tensor | None = None
+        self.value = torch.where(better, value, self.value)
+        mask = better.view(-1, 1, 1)
+        if slack is not None:
+            self.slack = torch.where(mask, slack, self.slack)
+        if places is None:
+            self.current = torch.where(mask, self.current, before)
+        else:
+            current = self.current.view(len(before), before.shape[1], -1)
+            current.scatter_(2, places, torch.where(mask, current.gather(2, places), before))
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,38 +166,39 @@ class _Search:
     finest: int
 
     def margin(self, x: Tensor, y: Tensor) -> Tensor:
-        """``(n,)``: how far each sample is from success; negative is success."""
+        """``(n,)``: how close each sample is to success; positive is success."""
         value = margin(self.model(x).float(), y)
-        # losses.margin grows with the attacker's success: largest wrong logit minus the true one.
-        return value if self.threat.targeted else -value
+        return -value if self.threat.targeted else value
 
     def run(self, x: Tensor, y: Tensor, streams: Streams) -> tuple[Tensor, Tensor, Tensor]:
         """The best points ``(n, c, h, w)``, their margins ``(n,)``, and the evaluations that each sample took."""
-        _, c, h, w = x.shape
         walk = self.begin(x, y, streams)
-        points, value, asked = torch.empty_like(walk.current), torch.empty_like(walk.value), torch.empty_like(y)
+        points, value, asked = walk.current.clone(), walk.value.clone(), walk.asked.clone()
 
-        def settle(walk: _Walk, rows: Tensor) -> None:
-            at = walk.at[rows]
-            points[at], value[at], asked[at] = walk.current[rows], walk.value[rows], walk.asked[rows]
+        def settle(walk: _Walk) -> None:
+            points[walk.at], value[walk.at], asked[walk.at] = walk.current, walk.value, walk.asked
 
-        moved = True
+        moves, place = None, 0
         for query in range(1, self.queries):
-            if moved and bool((fell := walk.value < 0).any()):
-                settle(walk, fell)
-                walk = walk.select((~fell).nonzero().squeeze(1))
+            if not deferred(x) or query % _LOOKS == 1:
+                standing = (walk.value <= 0).nonzero().squeeze(1)
+                if len(standing) < len(walk):
+                    settle(walk)
+                    walk, moves = walk.select(standing), None
                 if len(walk) == 0:
                     break
-            ahead = (query - 1) % _AHEAD
-            if ahead == 0:
-                walk.words = walk.streams.bits((_AHEAD, 3 + c))
-                walk.mass = self.measure(walk)  # so that rounding adds up no further
-            proposal = self.propose(walk, h, w, self.share(query), walk.words[:, ahead])
-            moved = False
-            if len(proposal.points):
-                label = walk.y if proposal.rows is None else walk.y[proposal.rows]
-                moved = walk.accept(proposal, self.margin(proposal.points, label))
-        settle(walk, torch.arange(len(walk), device=x.device))
+            if (query - 1) % _AHEAD == 0:
+                walk.words = walk.streams.bits((_AHEAD, 3 + x.shape[1]))
+                walk.slack = self.slack(walk)  # so that rounding adds up no further
+            if moves is None or place == len(moves):
+                moves, place = self.plan(walk, query, x.shape[2:]), 0
+            proposal = moves.propose(place, walk.current, walk.slack)
+            place += 1
+            if (rows := proposal.rows) is None:
+                walk.settle(proposal, self.margin(walk.current, walk.y))
+            elif len(rows):
+                walk.settle(proposal, self.margin(walk.current[rows], walk.y[rows]))
+        settle(walk)
         return points.view(x.shape), value, asked
 
     def begin(self, x: Tensor, y: Tensor, streams: Streams) -> _Walk:
@@ -196,20 +207,38 @@ class _Search:
         return _Walk(
             at=torch.arange(len(x), device=x.device),
             y=y,
-            value=self.margin(current, y),
+            value=self.margin(current, y).nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf),
             asked=torch.ones_like(y),
             x=x.reshape(current.shape),
             current=current,
-            mass=current.new_zeros(len(x), 1, 1),
+            slack=current.new_zeros(len(x), 1, 1),
             words=streams.bits((0, 0)),
             streams=streams,
         )
 
-    def measure(self, walk: _Walk) -> Tensor:
-        """The mass of the perturbations; linf keeps none."""
+    def slack(self, walk: _Walk) -> Tensor:
+        """What the perturbations leave of eps^p, ``(m, 1, 1)``; linf has no use for it."""
         if self.threat.norm == "linf":
-            return walk.mass
-        return self._power_sum((walk.current - walk.x).flatten(1)[:, None])
+            return walk.slack
+        p = power(self.threat)
+        return self.threat.eps**p - powers(walk.current - walk.x, p).sum((1, 2), keepdim=True)
+
+    def plan(self, walk: _Walk, query: int, image: tuple[int, ...]) -> Moves:
+        """The moves from ``query`` on: as many as have one size of window and words drawn, and fit."""
+        sizes, drawn = self.sizes(query, *image), (query - 1) % _AHEAD
+        area = sizes.side_h * sizes.side_w * walk.x.shape[1]
+        most = max(min(_AHEAD - drawn, _PLANNED // (len(walk) * area)), 1)
+        alike = takewhile(lambda later: self.sizes(later, *image) == sizes, range(query, query + most))
+        words = walk.words[:, drawn : drawn + len(list(alike))].transpose(0, 1)
+        return planned(walk.x, self.threat, sizes, words)
+
+    def sizes(self, query: int, h: int, w: int) -> Sizes:
+        """Of images and of the windows of a query."""
+        share = self.share(query)
+        side = max(round(math.sqrt(share * h * w)), 1) if h > 1 else max(round(share * w), 1)
+        if self.threat.norm != "linf":
+            side = max(side, self.finest) | 1
+        return Sizes(h, w, min(side, h), min(side, w))
 
     def share(self, query: int) -> float:
         """Share of pixels that a proposal changes."""
@@ -223,7 +252,7 @@ class _Search:
             return self.threat.project(x + self.threat.eps * streams.signs((c, 1, w)).to(x), x)
         delta = torch.zeros_like(x)
         side_h, side_w = max(h // 5, 1), max(w // 5, 1)
-        pattern = bump_pair(side_h, side_w, _FALL_OFF[self.threat.norm]).to(x)
+        pattern = bump_pair(side_h, side_w, FALL_OFF[self.threat.norm]).to(x)
         for top in range((h - h // side_h * side_h) // 2, h - side_h + 1, side_h):
             for left in range((w - w // side_w * side_w) // 2, w - side_w + 1, side_w):
                 delta[:, :, top : top + side_h, left : left + side_w] = pattern * streams.signs((c, 1, 1)).to(x)
@@ -231,89 +260,3 @@ class _Search:
             return self.threat.project(x + delta, x)
         size = torch.linalg.vector_norm(delta, dim=(1, 2, 3), keepdim=True).clamp_min(1e-12)
         return torch.addcmul(x, delta, self.threat.eps / size).clamp_(*self.threat.bounds)
-
-    def propose(self, walk: _Walk, h: int, w: int, share: float, words: Tensor) -> _Proposal:
-        """One new point a sample, from random ``words`` int64 ``(m, 3 + c)``; none where it would change nothing."""
-        side = max(round(math.sqrt(share * h * w)), 1) if h > 1 else max(round(share * w), 1)
-        if self.threat.norm == "linf":
-            return self._repaint(walk, (h, w, min(side, h), min(side, w)), words)
-        side = max(side, self.finest) | 1
-        sizes = h, w, min(side, h), min(side, w)
-        x, current = walk.x, walk.current
-        if sizes[2:] == (1, 1):  # single features: channels are no different from pixels
-            x, current = x.flatten(1)[:, None], current.flatten(1)[:, None]
-            sizes, words = (1, x.shape[2], 1, 1), words[:, :4]
-        points, mass = self._move_mass(x, current, walk.mass, sizes, words)
-        return _Proposal(points.view_as(walk.x), None, mass)
-
-    def _repaint(self, walk: _Walk, sizes: _Sizes, words: Tensor) -> _Proposal:
-        """Gives all of a window one colour, at eps from the input."""
-        c = walk.x.shape[1]
-        window = windows(*sizes, words[:, 0])[:, None].expand(-1, c, -1)
-        sign = signs(words[:, 3:])[:, :, None].to(walk.x)
-        colour = torch.add(walk.x.gather(2, window), sign, alpha=self.threat.eps).clamp_(*self.threat.bounds)
-        changed = (colour != walk.current.gather(2, window)).flatten(1).any(1)
-        if bool(changed.all()):
-            return _Proposal(walk.current.scatter(2, window, colour))
-        rows = changed.nonzero().squeeze(1)
-        return _Proposal(walk.current[rows].scatter_(2, window[rows], colour[rows]), rows)
-
-    def _move_mass(
-        self, x: Tensor, current: Tensor, mass: Tensor, sizes: _Sizes, words: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Takes the perturbation out of one window and spends it, with what is left of eps, in another.
-
-        Only the two windows change, so nothing else is looked at: norms of whole images follow from theirs.
-        """
-        c, p, single = x.shape[1], self._p, sizes[2:] == (1, 1)
-        here, there = (window[:, None].expand(-1, c, -1) for window in windows(*sizes, words[:, :2]).unbind(1))
-        points, base, far = current.clone(), x.gather(2, here), x.gather(2, there)
-        old = points.gather(2, here).sub_(base)
-        points.scatter_(2, here, base)
-        other = points.gather(2, there).sub_(far)  # zero where the windows overlap: taken out already
-        taken = self._power_sum(old)
-        freed = taken + self._power_sum(other)
-        budget = torch.add(freed, self.threat.eps**p - mass, alpha=1 / c).clamp_min_(0)
-        mass = mass - freed.sum(1, keepdim=True)
-        if single:
-            new, left = self._split(other, budget, here == there, words)
-            mass += self._power_sum(torch.sub(far, far := torch.add(far, left).clamp_(*self.threat.bounds)))
-        else:
-            new = self._bumps(sizes, old, taken, budget, words)
-        points.scatter_(2, there, far)
-        if p == 1 and c > 1:  # more than there is to spend: the projection takes it from everywhere
-            points = self.threat.project(points.scatter_(2, here, base + new), x)
-            return points, self._power_sum((points - x).flatten(1)[:, None])
-        colour = torch.add(base, new).clamp_(*self.threat.bounds)
-        mass += self._power_sum(colour - base).sum(1, keepdim=True)
-        return points.scatter_(2, here, colour), mass
-
-    def _bumps(self, sizes: _Sizes, old: Tensor, taken: Tensor, budget: Tensor, words: Tensor) -> Tensor:
-        """What a window gets ``(m, c, area)``: a pair of bumps on top of what it had, with all of the budget."""
-        pairs = bump_pairs(*sizes[2:], _FALL_OFF[self.threat.norm], old.device).to(old)
-        bumps = pairs[words[:, 2] & 1][:, None] * signs(words[:, 3:])[:, :, None]
-        new = torch.addcdiv(bumps, old, self._root(taken).clamp_min_(1e-12))
-        size = torch.linalg.vector_norm(new, self._p, dim=2, keepdim=True).clamp_min_(1e-12)
-        return new.mul_(self._root(budget).div_(size) if self._p == 2 else budget * old.shape[1] / size)
-
-    def _split(self, other: Tensor, budget: Tensor, same: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
-        """Gives the first of two pixels the budget ``(m, 1, 1)`` or a random part; the rest to the second.
-
-        The second keeps its sign; one that had nothing gets a random sign.
-        """
-        word = words[:, 2, None, None]
-        part = torch.where((word & 1).bool() | same, 1.0, ((word >> 8) & 0xFFFF).to(other) / 0xFFFF)
-        first = signs(words[:, 3:])[:, :, None] * self._root(part * budget)
-        sign = torch.where(other == 0, signs(word >> 1).to(other), other.sign())
-        return first, sign * self._root((1 - part) * budget)
-
-    @property
-    def _p(self) -> int:
-        return 2 if self.threat.norm == "l2" else 1
-
-    def _power_sum(self, delta: Tensor) -> Tensor:
-        """``(n, c, 1)``: sum of ``|v|^p`` over the last dimension of ``(n, c, d)``."""
-        return (delta.square() if self._p == 2 else delta.abs()).sum(2, keepdim=True)
-
-    def _root(self, mass: Tensor) -> Tensor:
-        return mass.sqrt() if self._p == 2 else mass.clone()

@@ -92,13 +92,14 @@ class Transfer:
                 point = self._step(ball, point, momentum)
                 if step in shown:
                     search.record(point, fooled(forward(model, point), label, targeted=threat.targeted))
-                    search.attempt(point, torch.full_like(label, step, dtype=x.dtype))
                     keep = search.compact()
                     if keep is not None:
                         if len(keep) == 0:
                             break
                         point, momentum, ball = point[keep], momentum[keep], ball.select(keep)
                         label, own = label[keep], own[keep]
+            else:  # of a sample that stands, the last point is the best attempt
+                search.attempt(point, torch.zeros_like(label))
         return search.x_adv, search.spent
 
     def _gradient(self, point: Tensor, label: Tensor, streams: Streams, loss: Loss) -> Tensor:

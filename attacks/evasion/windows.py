@@ -1,4 +1,4 @@
-"""Random windows of images and the bumps painted in them: the moves of Square."""
+"""Random windows of images and the bumps painted in them: what the moves of Square are made of."""
 
 from __future__ import annotations
 
@@ -8,13 +8,31 @@ import torch
 from torch import Tensor
 
 
-def windows(h: int, w: int, side_h: int, side_w: int, words: Tensor) -> Tensor:
-    """Flat pixel indices ``(..., side_h * side_w)`` of the window that each of the random ``words`` ``(...)`` picks."""
+def corners(h: int, w: int, side_h: int, side_w: int, words: Tensor) -> Tensor:
+    """Flat pixel index of the first pixel of the window that each of the random ``words`` picks, in their shape."""
     across = w - side_w + 1
     corner = (words >> 1) % ((h - side_h + 1) * across)
     if side_w > 1:  # from the number of a place to its pixel
         corner = torch.add(corner, corner.div(across, rounding_mode="floor"), alpha=side_w - 1)
-    return corner[..., None] + _offsets(side_h, side_w, w, words.device)
+    return corner
+
+
+def pixels(corner: Tensor, side_h: int, side_w: int, w: int) -> Tensor:
+    """Flat pixel indices ``(..., side_h * side_w)`` of the windows that begin at ``corner`` ``(...)``."""
+    return corner[..., None] + _offsets(side_h, side_w, w, corner.device)
+
+
+def outside(corner: Tensor, other: Tensor, side_h: int, side_w: int, w: int) -> Tensor:
+    """Bool ``(..., side_h * side_w)``: which pixels of the windows at ``corner`` the windows at ``other`` leave out."""
+    down = corner.div(w, rounding_mode="floor") - other.div(w, rounding_mode="floor")
+    right = corner % w - other % w
+    return (_beyond(down, side_h)[..., :, None] | _beyond(right, side_w)[..., None, :]).flatten(-2)
+
+
+def _beyond(shift: Tensor, side: int) -> Tensor:
+    """Bool ``(..., side)``: which places of a span moved by ``shift`` lie outside of where it was."""
+    place = shift[..., None] + torch.arange(side, device=shift.device)
+    return (place < 0) | (place >= side)
 
 
 @lru_cache(maxsize=256)

@@ -16,6 +16,7 @@ from auditorch.attacks.threat import Norm, Threat
 from torch import Tensor, nn
 
 from .oracles import LinearProblem, linear_problem
+from .syncs import Syncs
 
 PROBLEM = linear_problem(12, (1, 8, 8), 2)
 
@@ -152,3 +153,16 @@ def test_images_are_varied_within_the_bounds_and_repeatably() -> None:
 def test_options_that_make_no_sense_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(UnsupportedError):
         Transfer(**options)  # pyright: ignore[reportArgumentType]
+
+
+def test_on_a_device_the_host_waits_once_in_four_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The path that a GPU takes, walked on the CPU: a step waits for nothing, a query of the model nearly so."""
+    monkeypatch.setattr("auditorch.attacks.search.deferred", lambda tensor: True)
+    model, threat = CountingModel(PROBLEM.model, screened=True), Threat("linf", 1e-4)
+    counts = []
+    for steps, queries in ((8, 8), (40, 8), (40, 40)):
+        with Syncs() as syncs:
+            Transfer(surrogate=PROBLEM.model, steps=steps, queries=queries)(model, PROBLEM.x, PROBLEM.y, threat)
+        counts.append(syncs.count)
+    assert counts[1] == counts[0]
+    assert counts[2] - counts[1] == 32 / 4
