@@ -83,8 +83,8 @@ class AttackOptions(BaseModel):
     new_head: bool = Field(
         default=False, description="Draw the shadow models' last layer afresh; with start other than random."
     )
-    flip: bool = Field(default=False, description="lira, rmia: also ask for the mirror image of each picture.")
-    shifts: int = Field(default=0, ge=0, le=4, description="lira, rmia: also ask for shifts by up to so many pixels.")
+    flip: bool = Field(default=False, description="lira, rmia, label_only: also ask for the mirror image.")
+    shifts: int = Field(default=0, ge=0, le=4, description="lira, rmia, label_only: also ask for shifts, in pixels.")
 
     @property
     def with_shadows(self) -> bool:
@@ -180,7 +180,7 @@ class AttackOptions(BaseModel):
         self, target: Target, queries: Queries, seed: int, batch_size: int, progress: Progress | None = None
     ) -> Tensor:
         """Scores ``(n,)`` of the label-only attack, which asks the model again and again."""
-        attack = LabelOnly()
+        attack = LabelOnly(augmentations=Augmentations(self.flip, self.shifts))
         scores = []
         if progress is not None:
             progress.start("label-only queries", len(queries.y))

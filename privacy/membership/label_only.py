@@ -2,52 +2,49 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from ...attacks.errors import UnsupportedError
+from ...attacks.evasion.hopskipjump import HopSkipJump
 from ...attacks.streams import Streams
+from ...attacks.threat import Threat
 from .augment import Augmentations
 from .statistics import Floats
 
 Predict = Callable[[Tensor], Tensor]
 """Classes ``(b,)`` of inputs ``(b, ...)``: all that the attacker sees."""
 
+_BISECTIONS = 5
+_REACH = 5.0
+
 
 @dataclass(frozen=True, slots=True)
 class LabelOnly:
-    """Scores a record by how much change its label survives, from predicted labels alone.
+    """Scores a record by its distance to the decision boundary, from predicted labels alone.
 
-    Three parts add up: the share of mirrored and shifted versions that keep the label (images), the share of noisy
-    copies that keep it, and the distance to the boundary, the shortest along random directions, found by bisection.
-    A record that is misclassified as it stands scores below all others.
+    The distance is that of the smallest change found by HopSkipJump; on networks that overfit Fashion-MNIST it told
+    members apart better than the shortest of random directions at equal queries, above all at few false alarms. Inputs
+    without bounds, where that attack has nowhere to start, are walked from along random directions. With
+    ``augmentations`` the share of a picture's versions that keep their label is added, and decides before the distance:
+    for models that were trained with such versions. A misclassified record scores below all others.
 
     Args:
-        directions: random directions along which the boundary is looked for.
-        bisections: of each, so that the distance is exact to ``reach / 2 ** bisections``.
-        noises: noisy copies, their deviation rising evenly up to ``reach``.
-        reach: largest change looked at, per feature (root mean square), in units of the input's bounds.
-        augmentations: versions of an image; for anything else there are none.
+        queries: of each record for its distance, at least 100.
+        augmentations: versions of a picture that are asked for; itself alone, which adds nothing, when left out.
     """
 
-    directions: int = 10
-    bisections: int = 5
-    noises: int = 20
-    reach: float = 0.5
-    augmentations: Augmentations = Augmentations(shifts=2)  # noqa: RUF009 - frozen
+    queries: int = 100
+    augmentations: Augmentations = Augmentations(flip=False)  # noqa: RUF009 - frozen
 
     def __post_init__(self) -> None:
-        if self.directions < 1 or self.bisections < 1 or self.noises < 1 or not self.reach > 0:
-            raise UnsupportedError("directions, bisections and noises must be at least 1, reach above 0")
-
-    def queries(self, image: bool) -> int:
-        """Questions per record, at most."""
-        views = len(self.augmentations(torch.zeros(1, 1, 8, 8))) if image else 1
-        return views + self.noises + self.directions * (self.bisections + 1)
+        if self.queries < 100:
+            raise UnsupportedError(f"queries is {self.queries}: finding a distance takes at least 100 of each record")
 
     def __call__(
         self,
@@ -60,38 +57,47 @@ class LabelOnly:
         ids: Tensor | None = None,
     ) -> Floats:
         """Membership scores ``(n,)`` of records ``(n, ...)`` with labels ``(n,)``; draws belong to the sample ids."""
-        low, high = bounds
         streams = Streams.from_seed(seed, torch.arange(len(x)) if ids is None else ids)
-        scale = self.reach * (high - low) if np.isfinite(high - low) else self.reach
         right = torch.stack([predict(view) == y for view in self.augmentations(x)])
-        views = right.float().mean(0)
-        noisy = torch.zeros(len(x))
-        for step in range(self.noises):
-            noise = streams.fork(step).normal(x.shape[1:]) * scale * (step + 1) / self.noises
-            noisy += (predict((x + noise).clamp(low, high)) == y).float() / self.noises
-        distance = torch.full((len(x),), scale)
-        for direction in range(self.directions):
-            step = streams.fork(1000 + direction).normal(x.shape[1:])
-            found = self._crossing(predict, x, y, step, scale, bounds)
-            distance = torch.minimum(distance, found)
-        score = views + noisy + distance / scale
+        finite = math.isfinite(bounds[0]) and math.isfinite(bounds[1])
+        distance = self._walked(predict, x, y, bounds, streams) if finite else self._crossed(predict, x, y, streams)
+        score = distance + right[1:].float().mean(0) if len(right) > 1 else distance
         return torch.where(right[0], score, score - 3).double().numpy()
 
-    def _crossing(
-        self, predict: Predict, x: Tensor, y: Tensor, direction: Tensor, scale: float, bounds: tuple[float, float]
-    ) -> Tensor:
-        """Size ``(n,)`` at which the label changes along a direction of unit root mean square; ``scale`` if never."""
-        rms = direction.flatten(1).square().mean(1).sqrt().clamp_min(1e-12)
-        unit = direction / rms.view(-1, *[1] * (x.dim() - 1))
+    def _walked(self, predict: Predict, x: Tensor, y: Tensor, bounds: tuple[float, float], streams: Streams) -> Tensor:
+        """Distance ``(n,)``, root mean square per feature as a share of the bounds' width; 1 where none is found."""
+        width = bounds[1] - bounds[0]
+        other = int(y.max()) + 1  # stands for all classes that are no record's label
 
-        def kept(size: Tensor) -> Tensor:
-            moved = x + unit * size.view(-1, *[1] * (x.dim() - 1))
-            return predict(moved.clamp(*bounds)) == y
+        def answers(points: Tensor) -> Tensor:
+            return one_hot(predict(points).clamp(max=other), other + 1).float()
 
-        inside, outside = torch.zeros(len(x)), torch.full((len(x),), scale)
-        never = kept(outside)
-        for _ in range(self.bisections):
-            middle = (inside + outside) / 2
-            same = kept(middle)
-            inside, outside = torch.where(same, middle, inside), torch.where(same, outside, middle)
-        return torch.where(never, torch.full_like(outside, scale), outside)
+        threat = Threat("l2", width * math.sqrt(x[0].numel()), bounds=bounds)
+        found = HopSkipJump(queries=self.queries)(answers, x, y, threat, generator=streams)
+        distance = (found - x).flatten(1).square().mean(1).sqrt() / width
+        return torch.where(predict(found) == y, torch.ones_like(distance), distance)
+
+    def _crossed(self, predict: Predict, x: Tensor, y: Tensor, streams: Streams) -> Tensor:
+        """Distance ``(n,)`` along random directions, root mean square per feature as a share of what is looked at."""
+        distance = torch.full((len(x),), _REACH)
+        for direction in range(self.queries // (_BISECTIONS + 1)):
+            step = streams.fork(1000 + direction).normal(x.shape[1:])
+            distance = torch.minimum(distance, crossing(predict, x, y, step, _REACH, _BISECTIONS))
+        return distance / _REACH
+
+
+def crossing(predict: Predict, x: Tensor, y: Tensor, direction: Tensor, reach: float, bisections: int) -> Tensor:
+    """Size ``(n,)`` at which the label changes along a direction of unit root mean square; ``reach`` if never."""
+    rms = direction.flatten(1).square().mean(1).sqrt().clamp_min(1e-12)
+    unit = direction / rms.view(-1, *[1] * (x.dim() - 1))
+
+    def kept(size: Tensor) -> Tensor:
+        return predict(x + unit * size.view(-1, *[1] * (x.dim() - 1))) == y
+
+    inside, outside = torch.zeros(len(x)), torch.full((len(x),), reach)
+    never = kept(outside)
+    for _ in range(bisections):
+        middle = (inside + outside) / 2
+        same = kept(middle)
+        inside, outside = torch.where(same, middle, inside), torch.where(same, outside, middle)
+    return torch.where(never, torch.full_like(outside, reach), outside)

@@ -8,7 +8,7 @@ import torch
 from auditorch.attacks.errors import UnsupportedError
 from auditorch.attacks.statistics import auc, auc_interval
 from auditorch.privacy.membership.augment import Augmentations
-from auditorch.privacy.membership.label_only import LabelOnly
+from auditorch.privacy.membership.label_only import LabelOnly, crossing
 from auditorch.privacy.membership.quantile import QuantileRegression
 from auditorch.privacy.membership.shokri import ShokriAttack
 from numpy.typing import NDArray
@@ -99,35 +99,63 @@ def ball(x: Tensor) -> Tensor:
     return ((x - 0.5).flatten(1).square().mean(1).sqrt() < 0.2).long()
 
 
-def test_distance_and_noise_follow_the_distance_to_the_boundary() -> None:
+def on_rays() -> tuple[Tensor, Tensor]:
+    """Records of class 1 and how far (root mean square) each is from the middle of the ball."""
     generator = torch.Generator().manual_seed(0)
     direction = torch.randn(200, 1, 6, 6, generator=generator)
     direction /= direction.flatten(1).square().mean(1).sqrt().view(-1, 1, 1, 1)
     radius = torch.linspace(0.01, 0.19, 200)
     x = 0.5 + direction * radius.view(-1, 1, 1, 1)
-    y = torch.ones(200, dtype=torch.int64)
     assert bool((ball(x) == 1).all())
-    scores = LabelOnly(augmentations=Augmentations(flip=False))(ball, x, y, seed=1)
+    return x, radius
+
+
+@pytest.mark.parametrize(("bounds", "unit"), [((0.0, 1.0), 1.0), ((-math.inf, math.inf), 5.0)])
+def test_scores_follow_the_distance_to_the_boundary(bounds: tuple[float, float], unit: float) -> None:
+    x, radius = on_rays()
+    scores = LabelOnly(queries=300)(ball, x, torch.ones(200, dtype=torch.int64), bounds=bounds, seed=1)
     order = np.corrcoef(np.argsort(np.argsort(-scores)), np.arange(200))[0, 1]
-    assert order > 0.9
+    assert order > (0.95 if unit == 1 else 0.8)
+    # No change is shorter than the way to the boundary.
+    assert (scores * unit > 0.2 - radius.numpy() - 1e-4).all()
+    assert np.median(scores * unit - (0.2 - radius.numpy())) < (0.03 if unit == 1 else 0.2)
+
+
+def test_a_record_whose_label_never_changes_is_the_farthest_and_classes_are_told_apart_by_label_only() -> None:
+    x, y = torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(1)), torch.tensor([7, 7, 7, 2, 2, 2])
+    scores = LabelOnly()(lambda points: torch.full((len(points),), 7), x, y)
+    assert scores.tolist() == [1, 1, 1, -3, -3, -3]
+
+
+def test_versions_that_keep_their_label_decide_before_the_distance() -> None:
+    x, _ = on_rays()
+    y = torch.ones(200, dtype=torch.int64)
+
+    def sided(points: Tensor) -> Tensor:
+        """A picture that is brighter on the right is another class."""
+        return ball(points) * (points[..., :3].mean((1, 2, 3)) >= points[..., 3:].mean((1, 2, 3)) - 0.01)
+
+    right = (sided(x) == 1).numpy()
+    scores = LabelOnly(augmentations=Augmentations(flip=True))(sided, x, y)
+    mirrored = (sided(x.flip(-1)) == 1).numpy()
+    assert right.sum() > 50
+    assert scores[right & mirrored].min() > 1 > scores[right & ~mirrored].max() > 0
 
 
 def test_the_crossing_is_found_to_the_precision_that_was_asked() -> None:
     x = torch.full((3, 1, 4, 4), 0.5)
-    attack = LabelOnly(bisections=10, reach=0.41)
     direction = torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
-    found = attack._crossing(ball, x, torch.ones(3, dtype=torch.int64), direction, 0.41, (-9.0, 9.0))
+    found = crossing(ball, x, torch.ones(3, dtype=torch.int64), direction, 0.41, 10)
     assert found.tolist() == pytest.approx([0.2] * 3, abs=0.41 / 2**10)
 
 
 def test_misclassified_records_score_below_all_others_and_draws_belong_to_the_record() -> None:
     x = torch.rand(20, 1, 4, 4, generator=torch.Generator().manual_seed(1))
     y = torch.arange(20) % 2
-    attack = LabelOnly(noises=3, directions=2)
-    scores = attack(ball, x, y, seed=2)
+    scores = LabelOnly()(ball, x, y, seed=2)
     right = (ball(x) == y).numpy()
     assert scores[~right].max() < scores[right].min()
-    part = attack(ball, x[5:9], y[5:9], seed=2, ids=torch.arange(5, 9))
+    part = LabelOnly()(ball, x[5:9], y[5:9], seed=2, ids=torch.arange(5, 9))
     assert part == pytest.approx(scores[5:9])
 
 
@@ -145,5 +173,5 @@ def test_augmentations_are_flips_and_shifts_of_pictures_only() -> None:
     assert Augmentations(shifts=2)(rows) == [rows]
     with pytest.raises(UnsupportedError, match="shifts"):
         Augmentations(shifts=-1)
-    with pytest.raises(UnsupportedError, match="at least 1"):
-        LabelOnly(noises=0)
+    with pytest.raises(UnsupportedError, match="at least 100"):
+        LabelOnly(queries=99)
