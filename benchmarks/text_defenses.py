@@ -22,7 +22,7 @@ from auditorch.reports.record import Metric, VariantRecord
 DEFENSES: dict[str, tuple[str, dict[str, Any]]] = {
     "plain": ("fine_tuning", {}),
     "freelb": ("freelb", {}),
-    "text_augmentation": ("text_augmentation", {"limit": 300, "queries": 60}),
+    "text_augmentation": ("text_augmentation", {"limit": 150, "queries": 60}),
     "random_mask": ("random_mask", {}),
 }
 
@@ -54,17 +54,10 @@ def spec(options: argparse.Namespace) -> dict[str, Any]:
     attacked = [name for name in options.defenses if name != "random_mask"]
     checks: list[dict[str, Any]] = [{"performance": {}}]
     if attacked:
+        resources = {"deepwordbug": {}, "pwws": {"wordnet": options.wordnet}}
         checks += [
-            {"text_evasion": {"id": "deepwordbug", "attack": "deepwordbug", **attack, "variants": attacked}},
-            {
-                "text_evasion": {
-                    "id": "pwws",
-                    "attack": "pwws",
-                    **attack,
-                    "wordnet": options.wordnet,
-                    "variants": attacked,
-                }
-            },
+            {"text_evasion": {"id": name, "attack": name, **attack, **resources[name], "variants": attacked}}
+            for name in options.attacks
         ]
     if "random_mask" in options.defenses:
         certified = {"draws": 100, "alpha": 0.01, "limit": options.samples, "variants": ["random_mask"]}
@@ -118,7 +111,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("build/text-defenses"))
     parser.add_argument("--wordnet", help="folder of WordNet's files")
     parser.add_argument("--defenses", nargs="+", default=list(DEFENSES), choices=list(DEFENSES))
-    parser.add_argument("--texts", type=int, default=1920, help="training texts")
+    parser.add_argument("--attacks", nargs="+", default=["deepwordbug", "pwws"], choices=["deepwordbug", "pwws"])
+    parser.add_argument("--texts", type=int, default=1280, help="training texts")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--test", type=int, default=1000, help="texts for the accuracy")
     parser.add_argument("--samples", type=int, default=200, help="texts that are attacked or certified")
