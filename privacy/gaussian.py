@@ -29,13 +29,14 @@ def fill_normal(out: NDArray[np.floating], size: float, key: bytes) -> None:
     """
     width, real = out.dtype.itemsize, out.dtype.type
     encryptor = Cipher(algorithms.AES256(key), modes.CTR(bytes(16))).encryptor()
-    zeros, raw = bytes(_CHUNK * width), bytearray(_CHUNK * width + 15)
-    words = np.frombuffer(raw, f"<u{width}", _CHUNK).reshape(2, -1)
+    chunk = min(_CHUNK, len(out) + len(out) % 2)
+    zeros, raw = bytes(chunk * width), bytearray(chunk * width + 15)
+    words = np.frombuffer(raw, f"<u{width}", chunk).reshape(2, -1)
     first, second = words[0], words[1].view(f"<i{width}")
-    radii, angles = np.empty((2, _CHUNK // 2), out.dtype)
+    radii, angles = np.empty((2, chunk // 2), out.dtype)
     share, turn = real(2.0 ** -(8 * width)), real(math.pi / 2 ** (8 * width - 1))
-    for start in range(0, len(out), _CHUNK):
-        part = out[start : start + _CHUNK]
+    for start in range(0, len(out), chunk or 1):
+        part = out[start : start + chunk]
         half = (len(part) + 1) // 2
         ahead, aside = part[:half], part[half:]
         encryptor.update_into(zeros, raw)

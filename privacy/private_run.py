@@ -117,6 +117,12 @@ class PrivateRun:
                 self.flat.split([p.numel() for p in self.parameters]), self.parameters, strict=True
             )
         ]
+        # Without momentum torch's optimizer would take longer than its one line of work.
+        self.simple = (
+            config.optimizer == "sgd"
+            and config.momentum == 0
+            and all(parameter.dtype == dtype for parameter in self.parameters)
+        )
         self.physical = config.physical_batch or 0
         self.slow: tuple[str, ...] = ()
 
@@ -179,10 +185,7 @@ class PrivateRun:
                 self._accumulate(part)
         self.state.empty += not len(index)
         self._finish_sums()
-        for parameter, total in zip(self.parameters, self.sums, strict=True):
-            parameter.grad = total.to(parameter.dtype)
-        self._set_lr()
-        self.optimizer.step()
+        self._update()
         self.state.steps += 1
         self._average()
 
@@ -214,14 +217,15 @@ class PrivateRun:
 
     def _accumulate(self, part: Tensor) -> None:
         logits, losses, y, gradients = self._gradients(part)
-        finite = gradients.squared_norms.sum(0).isfinite()
-        if not bool(finite.all()):
-            # Not even clipping bounds such a record: leave it out, as if its gradient were 0.
-            self.state.skipped += int((~finite).sum())
-            self.state.drawn += int((~finite).sum())
-            if bool(finite.any()):
-                self._accumulate(part[finite.cpu()])
-            return
+        if not math.isfinite(float(gradients.squared_norms.sum())):
+            finite = gradients.squared_norms.sum(0).isfinite()
+            if not bool(finite.all()):
+                # Not even clipping bounds such a record: leave it out, as if its gradient were 0.
+                self.state.skipped += int((~finite).sum())
+                self.state.drawn += int((~finite).sum())
+                if bool(finite.any()):
+                    self._accumulate(part[finite.cpu()])
+                return
         weights, shortened = self.clipping.weights(gradients.squared_norms)
         # Most rules give all parameters the same weights: scaled once, not once for each.
         scaled = {id(weight): weight / self.config.batch_size for weight in {id(one): one for one in weights}.values()}
@@ -255,6 +259,16 @@ class PrivateRun:
             state.correct += float((logits.argmax(1) == y).sum()) / views
         state.records += len(part)
 
+    @torch.no_grad()
+    def _update(self) -> None:
+        self._set_lr()
+        if self.simple:
+            torch._foreach_add_(self.parameters, self.sums, alpha=-self.optimizer.param_groups[0]["lr"])
+            return
+        for parameter, total in zip(self.parameters, self.sums, strict=True):
+            parameter.grad = total.to(parameter.dtype)
+        self.optimizer.step()
+
     def _set_lr(self) -> None:
         if self.config.schedule == "cosine":
             done = self.state.steps / self.planned
@@ -275,15 +289,20 @@ class PrivateRun:
         step = self.state.steps * self.ranks.count + self.ranks.rank
         if self.task.augment is not None:
             self.augmentation = self.streams.generator("augmentation", step)
-        devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
         seed = self.streams.seed("dropout", step)
+        if self.device.type == "cpu" and not torch.cuda.is_initialized():
+            # torch.manual_seed would note the call, with its traceback, for each accelerator that is not in use:
+            # more than half a millisecond, in memory that is never given back.
+            before = torch.default_generator.get_state()
+            torch.default_generator.manual_seed(seed)
+            try:
+                yield
+            finally:
+                torch.default_generator.set_state(before)
+            return
+        devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
         with torch.random.fork_rng(devices):
-            if self.device.type == "cpu" and not devices:
-                # torch.manual_seed would note the call, with its traceback, for each accelerator that is not in use:
-                # more than half a millisecond, in memory that is never given back.
-                torch.default_generator.manual_seed(seed)
-            else:
-                torch.manual_seed(seed)
+            torch.manual_seed(seed)
             yield
 
     # Before and after

@@ -119,12 +119,12 @@ def _scale_and_shift(
 def _by_channel(values: Tensor, records: int) -> Formed:
     """``(rows, channels, …)`` to ``(records, channels)``."""
     sums = values.flatten(2).sum(2) if values.ndim > 2 else values
-    return Formed(sums.view(records, -1, sums.shape[1]).sum(1))
+    return Formed(sums if len(sums) == records else sums.view(records, -1, sums.shape[1]).sum(1))
 
 
 def _sequences(values: Tensor, records: int) -> Tensor:
     """``(rows, …, features)`` to ``(records, t, features)``."""
-    return values.reshape(records, -1, values.shape[-1])
+    return values if values.ndim == 3 and len(values) == records else values.reshape(records, -1, values.shape[-1])
 
 
 # Convolutions
