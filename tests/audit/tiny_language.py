@@ -15,7 +15,7 @@ _WORDS = (
     "a the this film plot music is and story with of splendid marvellous grand dreadful calm quiet loud slow fast warm "
     "cold green river stone house tree old new long short told seen"
 )
-WORDS: list[str] = _WORDS.split()
+WORDS: tuple[str, ...] = tuple(_WORDS.split())
 FACTORY = """
 import torch
 from torch import nn
