@@ -16,7 +16,7 @@ from .checkpoint import Checkpoint, Saved
 from .clipping import Clipping
 from .config import DPConfig
 from .gradients.shares import numbers
-from .gradients.tape import RecordGradients, Tape
+from .gradients.tape import RecordGradients, Tape, exact
 from .randomness import Noise, Streams
 from .ranks import Ranks
 
@@ -240,14 +240,15 @@ class PrivateRun:
         if self.task.augment is not None:
             x = self.task.augment(x, self.augmentation)
         half = self.config.precision == "bfloat16"
+        kind = self.device.type
         with self.tape.recording(len(part), views):
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+            with torch.autocast(kind, torch.bfloat16) if half else exact(kind):
                 logits = self.module(x)
             logits = logits.float() if half else logits
             losses = self.task.loss(logits, y)
             if losses.shape != (len(y),):
                 raise UnsupportedError(f"the loss gives {tuple(losses.shape)} for {len(y)} rows: one number a row")
-            return logits, losses.detach(), y, self.tape.gradients(losses.sum() / views)
+            return logits, losses.detach(), y, self.tape.gradients(losses.sum() if views == 1 else losses.sum() / views)
 
     @torch.no_grad()
     def _count(self, part: Tensor, logits: Tensor, losses: Tensor, y: Tensor, shortened: Tensor) -> None:

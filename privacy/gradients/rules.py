@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .shares import KEPT_NUMBERS, Arranged, Deferred, Formed, Lookup, Share, matrix_share, squared
+from .shares import KEPT_NUMBERS, Arranged, Deferred, Formed, Lookup, Share, lengths, matrix_share
 
 Shares = dict[str, Share]
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -202,7 +202,7 @@ def _kernel_share(layer: Convolution, seen: Tensor, back: Tensor, records: int) 
     views = len(seen) // records
     at_once = max(1, KEPT_NUMBERS // layer.weight.numel())
     parts = [rows.split(at_once * views) for rows in (seen, back)]
-    norms = [squared(_kernel_gradients(layer, x, g, len(x) // views)) for x, g in zip(*parts, strict=True)]
+    norms = [lengths(_kernel_gradients(layer, x, g, len(x) // views)) for x, g in zip(*parts, strict=True)]
     return Deferred(
         torch.cat(norms),
         lambda weights: _kernel_sum(layer, seen, back, weights),

@@ -21,17 +21,17 @@ KEPT_NUMBERS = 2**24
 """Most numbers that one parameter's gradients per record may take up: 64 MiB in float32."""
 
 
-def squared(values: Tensor) -> Tensor:
-    """Squared l2 norm ``(b,)`` of each row of ``(b, …)``; no copy of the values is made."""
-    return torch.linalg.vector_norm(values.flatten(1), dim=1).square()
+def lengths(values: Tensor) -> Tensor:
+    """l2 norm ``(b,)`` of each row of ``(b, …)``; no copy of the values is made."""
+    return torch.linalg.vector_norm(values.flatten(1), dim=1)
 
 
 class Share(ABC):
     """What the records of a batch contribute to the gradient of one parameter."""
 
     @abstractmethod
-    def squared_norms(self) -> Tensor:
-        """Squared l2 norm ``(b,)`` of each record's gradient."""
+    def norms(self) -> Tensor:
+        """l2 norm ``(b,)`` of each record's gradient."""
 
     @abstractmethod
     def weighted_sum(self, weights: Tensor) -> Tensor:
@@ -52,15 +52,18 @@ class Formed(Share):
 
     gradients: Tensor
 
-    def squared_norms(self) -> Tensor:
-        return squared(self.gradients)
+    def norms(self) -> Tensor:
+        return lengths(self.gradients)
 
     def weighted_sum(self, weights: Tensor) -> Tensor:
         shape = self.gradients.shape[1:]
         return (weights @ self.gradients.flatten(1)).view(shape)
 
     def add_to(self, total: Tensor, weights: Tensor) -> None:
-        total.view(-1).addmv_(self.gradients.flatten(1).T, weights)
+        gradients = self.gradients
+        if gradients.ndim > 2:
+            total, gradients = total.view(-1), gradients.flatten(1)
+        total.addmv_(gradients.T, weights)
 
     def per_record(self) -> Tensor:
         return self.gradients
@@ -78,8 +81,8 @@ class Outer(Share):
     seen: Tensor
     back: Tensor
 
-    def squared_norms(self) -> Tensor:
-        return squared(self.seen) * squared(self.back)
+    def norms(self) -> Tensor:
+        return lengths(self.seen) * lengths(self.back)
 
     def weighted_sum(self, weights: Tensor) -> Tensor:
         return (self.back * weights.unsqueeze(1)).T @ self.seen
@@ -103,10 +106,10 @@ class Outers(Share):
     seen: Tensor
     back: Tensor
 
-    def squared_norms(self) -> Tensor:
+    def norms(self) -> Tensor:
         inside = torch.bmm(self.seen, self.seen.transpose(1, 2)).flatten(1)
         outside = torch.bmm(self.back, self.back.transpose(1, 2)).flatten(1)
-        return torch.linalg.vecdot(inside, outside).clamp_min_(0)  # rounding may leave a tiny negative number
+        return torch.linalg.vecdot(inside, outside).clamp_min_(0).sqrt_()  # rounding may leave a tiny negative number
 
     def weighted_sum(self, weights: Tensor) -> Tensor:
         return (self.back * weights.view(-1, 1, 1)).flatten(0, 1).T @ self.seen.flatten(0, 1)
@@ -136,13 +139,13 @@ class Lookup(Share):
     def _kept(self) -> Tensor:
         return self.back if self.ignored is None else self.back * (self.index != self.ignored).unsqueeze(2)
 
-    def squared_norms(self) -> Tensor:
+    def norms(self) -> Tensor:
         b = len(self.index)
         keys = self.index + torch.arange(b, device=self.index.device).unsqueeze(1) * self.rows
         places, place = keys.flatten().unique(return_inverse=True)
         back = self._kept().flatten(0, 1)
         sums = back.new_zeros(len(places), back.shape[1]).index_add_(0, place, back)
-        return back.new_zeros(b).index_add_(0, places // self.rows, squared(sums))
+        return back.new_zeros(b).index_add_(0, places // self.rows, lengths(sums).square_()).sqrt_()
 
     def weighted_sum(self, weights: Tensor) -> Tensor:
         back = (self._kept() * weights.view(-1, 1, 1)).flatten(0, 1)
@@ -166,8 +169,8 @@ class Arranged(Share):
     share: Share
     arrange: Callable[[Tensor], Tensor]
 
-    def squared_norms(self) -> Tensor:
-        return self.share.squared_norms()
+    def norms(self) -> Tensor:
+        return self.share.norms()
 
     def weighted_sum(self, weights: Tensor) -> Tensor:
         return self.arrange(self.share.weighted_sum(weights).unsqueeze(0)).squeeze(0)
@@ -181,12 +184,12 @@ class Deferred(Share):
     """Gradients too large to keep: their norms were taken some records at a time, the sum comes from one more pass of
     the layer alone."""
 
-    norms: Tensor
+    measured: Tensor
     total: Callable[[Tensor], Tensor]
     form: Callable[[], Tensor]
 
-    def squared_norms(self) -> Tensor:
-        return self.norms
+    def norms(self) -> Tensor:
+        return self.measured
 
     def weighted_sum(self, weights: Tensor) -> Tensor:
         return self.total(weights)
@@ -201,8 +204,8 @@ class Stacked(Share):
 
     parts: tuple[Share, ...]
 
-    def squared_norms(self) -> Tensor:
-        return torch.stack([part.squared_norms() for part in self.parts]).sum(0)
+    def norms(self) -> Tensor:
+        return torch.linalg.vector_norm(torch.stack([part.norms() for part in self.parts]), dim=0)
 
     def weighted_sum(self, weights: Tensor) -> Tensor:
         return torch.cat([part.weighted_sum(weights) for part in self.parts])

@@ -8,7 +8,7 @@ weighted sum of their gradients, without a second backward pass.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,14 +42,19 @@ class RecordGradients:
 
     def add_to(self, totals: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
         """Adds to each total the parameter's sum over the records, each times its weight ``(records,)``."""
-        with torch.autocast(self.squared_norms.device.type, enabled=False):
+        with exact(self.squared_norms.device.type):
             for share, total, one in zip(self.shares, totals, weights, strict=True):
                 share.add_to(total, one)
 
     def weighted_sums(self, weights: Sequence[Tensor]) -> list[Tensor]:
         """For each parameter the sum over the records, each times its weight ``(records,)`` for that parameter."""
-        with torch.autocast(self.squared_norms.device.type, enabled=False):
+        with exact(self.squared_norms.device.type):
             return [share.weighted_sum(one) for share, one in zip(self.shares, weights, strict=True)]
+
+
+def exact(device: str) -> AbstractContextManager[Any]:
+    """A context without autocast, which would round the products from which norms and sums follow."""
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 class Tape:
@@ -109,12 +114,11 @@ class Tape:
         """
         for parameter in self._parameters:
             parameter.grad = None
-        # Autocast would round the products from which norms and sums follow, also in the hooks.
-        with torch.autocast(loss.device.type, enabled=False):
+        with exact(loss.device.type):  # also in what is called on the way back
             loss.backward()
             self._check_complete()
             shares = tuple(merged(found) for found in self._shares)
-            squared = torch.stack([share.squared_norms() for share in shares])
+            squared = torch.stack([share.norms() for share in shares]).square_()
         return RecordGradients(self._parameters, shares, squared)
 
     def _check_complete(self) -> None:
