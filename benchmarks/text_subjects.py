@@ -30,6 +30,19 @@ def words_of(text: str) -> list[str]:
     return text.lower().translate(_APART).split()
 
 
+class _Chunks(dict[str, list[int]]):
+    """Ids of what stands between blanks, found once."""
+
+    def __init__(self, vocabulary: dict[str, int]) -> None:
+        super().__init__({"[UNK]": [1]})
+        self.vocabulary = vocabulary
+
+    def __missing__(self, chunk: str) -> list[int]:
+        ids = [self.vocabulary.get(word, 1) for word in words_of(chunk.replace("[UNK]", _RARE))]
+        self[chunk] = ids
+        return ids
+
+
 class WordTokenizer:
     """Lower-case words of a fixed vocabulary as ids; 0 pads, 1 stands for unknown words and for ``[UNK]``.
 
@@ -39,7 +52,7 @@ class WordTokenizer:
     def __init__(self, words: Sequence[str], longest: int = 128) -> None:
         self.vocabulary = {word: i + 2 for i, word in enumerate(words)}
         self.longest = longest
-        self._known: dict[str, list[int]] = {"[UNK]": [1]}
+        self._known = _Chunks(self.vocabulary)
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         rows = [self.ids(text) for text in texts]
@@ -48,16 +61,8 @@ class WordTokenizer:
         return torch.from_numpy(np.fromiter(flat, np.int64, len(rows) * longest).reshape(len(rows), longest))
 
     def ids(self, text: str) -> list[int]:
-        """Ids of one text, chunk by chunk between blanks; those seen before are looked up."""
-        found: list[int] = []
-        for chunk in text.split():
-            ids = self._known.get(chunk)
-            if ids is None:
-                ids = self._known[chunk] = [
-                    self.vocabulary.get(word, 1) for word in words_of(chunk.replace("[UNK]", _RARE))
-                ]
-            found += ids
-        return found[: self.longest]
+        """Ids of one text, chunk by chunk between blanks."""
+        return list(chain.from_iterable(map(self._known.__getitem__, text.split())))[: self.longest]
 
     def filled(self, x: Tensor) -> Tensor:
         """Which places are words."""

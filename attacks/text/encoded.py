@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -98,8 +99,9 @@ def _keys(x: Tensor, filled: Tensor | None) -> list[bytes]:
     """What tells encoded texts apart; where padding is known, whatever their padding."""
     if filled is None:
         return [row.tobytes() for row in x.flatten(1).contiguous().numpy()]
-    pairs = zip(x.numpy(), filled.numpy(), strict=True)
-    return [row[..., places].tobytes() for row, places in pairs]
+    kept = x.movedim(-1, 1)[filled].contiguous().numpy()
+    content, place = kept.tobytes(), kept.nbytes // max(len(kept), 1)
+    return [content[a:b] for a, b in pairwise([0, *(filled.sum(1).cumsum(0) * place).tolist()])]
 
 
 def quick(model: EncodedModel, precision: Precision) -> Quick:
@@ -113,4 +115,4 @@ def fitting_rows(module: nn.Module | Callable[[Tensor], Tensor], device: torch.d
     if device.type != "cpu":
         return 256
     parameters = module.parameters() if isinstance(module, nn.Module) else ()
-    return 32 if sum(parameter.numel() for parameter in parameters) > 2_000_000 else 256
+    return 32 if sum(parameter.numel() for parameter in parameters) > 2_000_000 else 64

@@ -56,19 +56,15 @@ class Scheduler:
         left = deque(range(len(searches)))
         active: dict[int, _Search] = {}
         while left or active:
-            while left and self._has_room(active, sizes, left[0]):
+            held = sum(sizes[row] for row in active)
+            while left and (not active or (len(active) < _MOST_SAMPLES and held + sizes[left[0]] <= _MOST_CHARACTERS)):
                 row = left.popleft()
+                held += sizes[row]
                 self._begin(row, searches[row](), active, results)
             before = len(active)
             self._answer(active, results)
             done(before - len(active))
         return results
-
-    def _has_room(self, active: Mapping[int, _Search], sizes: Sequence[int], row: int) -> bool:
-        if not active:
-            return True
-        held = sum(sizes[other] for other in active)
-        return len(active) < _MOST_SAMPLES and held + sizes[row] <= _MOST_CHARACTERS
 
     def _begin(self, row: int, steps: Asking[Any], active: dict[int, _Search], results: list[Any]) -> None:
         self.spent[row] = 0
@@ -124,7 +120,7 @@ def exhausted(items: Sequence[Any], answers: Sequence[Any]) -> bool:
 def in_batches(lengths: Sequence[int], rows: int, characters: int = 65_536) -> Iterator[list[int]]:
     """Positions in batches of texts of about the same length, at most ``rows`` and about so many characters each."""
     batch: list[int] = []
-    for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
+    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
         if batch and (len(batch) >= rows or (len(batch) + 1) * max(lengths[i], 1) > characters):
             yield batch
             batch = []

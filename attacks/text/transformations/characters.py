@@ -31,10 +31,16 @@ class Characters(WordEdit):
         found: dict[str, None] = {}
         for kind in self.kinds:
             places = _places(word, kind)
-            for place in rng.sample(places, min(self.tries, len(places))):
+            chosen = rng.sample(places, min(self.tries, len(places))) if self.tries > 1 else _one(places, rng)
+            for place in chosen:
                 found[_edited(word, kind, place, rng)] = None
         found.pop(word, None)
         return list(found)
+
+
+def _one(places: Sequence[int], rng: random.Random) -> Sequence[int]:
+    """A sample of one, which a plain draw gives sooner."""
+    return (places[int(rng.random() * len(places))],) if places else ()
 
 
 def _places(word: str, kind: CharacterEdit) -> Sequence[int]:
