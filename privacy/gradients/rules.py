@@ -283,14 +283,17 @@ def _patches(layer: Convolution, seen: Tensor) -> Tensor:
     """What the kernel sees at each place, as a view: ``(rows, groups, *places, *kernel, in / groups)`` with the
     channels last, ``(rows, groups, in / groups, *kernel, *places)`` otherwise."""
     last = _channels_last(layer, seen)
-    axes = range(2, seen.ndim)
     if last:
         seen = seen.movedim(1, -1).contiguous().movedim(-1, 1)
-    for axis, size, stride, dilation in zip(axes, layer.kernel_size, layer.stride, layer.dilation, strict=True):
-        seen = seen.unfold(axis, dilation * (size - 1) + 1, stride)[..., ::dilation]
-    seen = seen.unflatten(1, (layer.groups, -1))
-    places, kernel = range(3, axes.stop + 1), range(axes.stop + 1, seen.ndim)
-    return seen.permute(0, 1, *places, *kernel, 2) if last else seen.permute(0, 1, 2, *kernel, *places)
+    kernel, inside = layer.kernel_size, layer.in_channels // layer.groups
+    steps = list(zip(seen.shape[2:], seen.stride()[2:], kernel, layer.stride, layer.dilation, strict=True))
+    places = [(size - dilation * (wide - 1) - 1) // step + 1 for size, _, wide, step, dilation in steps]
+    over_places, over_kernel = [apart * step for _, apart, _, step, _ in steps], [one[1] * one[4] for one in steps]
+    row, channel = seen.stride()[:2]
+    lead, strides = (len(seen), layer.groups), (row, inside * channel)
+    if last:
+        return seen.as_strided((*lead, *places, *kernel, inside), (*strides, *over_places, *over_kernel, channel))
+    return seen.as_strided((*lead, inside, *kernel, *places), (*strides, channel, *over_kernel, *over_places))
 
 
 _RULES: dict[type[nn.Module], Rule] = {
