@@ -17,7 +17,8 @@ from .record import Chart, Line
 MOST_CATEGORIES = 40
 """More are not drawn: those with the lowest values of the first series are."""
 
-_LABELS_WIDTH = 132
+_LABELS_WIDTH, _CHARACTERS, _MOST_CHARACTERS = 132.0, 18, 30
+"""Room for the names of most charts; longer ones get more, so that what tells them apart is not cut off."""
 
 
 def category_chart(chart: Chart, uid: str, colours: Sequence[int]) -> Markup:
@@ -27,9 +28,12 @@ def category_chart(chart: Chart, uid: str, colours: Sequence[int]) -> Markup:
     row = max(18.0, 8.0 * count + 10)
     bottom = TOP + row * len(chart.categories)
     values = [v for line in chart.lines for v in (*line.y, *line.low, *line.high)]
-    x = fit(values, chart.y_scale, chart.y_range, (_LABELS_WIDTH, WIDTH - RIGHT), from_zero=count == 1)
-    frame = Frame(x, Axis("linear", 0, 1, bottom, TOP), left=_LABELS_WIDTH, bottom=bottom)
-    parts = [*vertical_grid(frame), *_category_labels(chart.categories, row), *axis_labels(chart.y_label, "", frame)]
+    longest = min(max(map(len, chart.categories), default=0), _MOST_CHARACTERS)
+    left = _LABELS_WIDTH + 6.0 * max(0, longest - _CHARACTERS)
+    x = fit(values, chart.y_scale, chart.y_range, (left, WIDTH - RIGHT), from_zero=count == 1)
+    frame = Frame(x, Axis("linear", 0, 1, bottom, TOP), left=left, bottom=bottom)
+    labels = _category_labels(chart.categories, row, left)
+    parts = [*vertical_grid(frame), *labels, *axis_labels(chart.y_label, "", frame)]
     for place, (index, line) in enumerate(zip(colours, chart.lines, strict=True)):
         top = TOP + 4 + (row - 8) / count * (place + 0.5)
         parts += _bars(line, index, top, row, frame) if count == 1 else _dots(line, index, top, row, frame)
@@ -52,10 +56,10 @@ def _only(line: Line, places: Mapping[float, float]) -> Line:
     return line.model_copy(update={"x": x, "y": y, "low": low, "high": high})
 
 
-def _category_labels(categories: Sequence[str], row: float) -> Iterator[Markup]:
+def _category_labels(categories: Sequence[str], row: float, left: float) -> Iterator[Markup]:
     for index, name in enumerate(categories):
         yield Markup('<text class="tick end" x="{}" y="{}">{}</text>').format(
-            _LABELS_WIDTH - 8, px(TOP + row * (index + 0.5) + 4), visible(shorten(name, 18))
+            px(left - 8), px(TOP + row * (index + 0.5) + 4), visible(shorten(name, _MOST_CHARACTERS))
         )
 
 

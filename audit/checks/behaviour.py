@@ -26,6 +26,7 @@ from .base import Check, Claim, Context
 from .images import verdict
 from .metrics import percent, rate
 from .outputs import same_predictions
+from .text_figures import differences
 from .text_inputs import Texts
 
 Expectation = Literal["same", "label", "up"]
@@ -294,6 +295,10 @@ def _figures(counts: Mapping[str, tuple[int, int]]) -> Iterator[Figure]:
     yield Table(id="counts", title="Cases by test", columns=("test", "cases", "failed", "failure rate"), rows=rows)
 
 
+_LONGEST = 20_000
+"""Characters of a text that are shown."""
+
+
 def _shown(
     texts: Texts, trials: Sequence[Trial], base: Tensor, logits: Tensor, failed: Sequence[bool], most: int
 ) -> Iterator[Figure]:
@@ -306,16 +311,14 @@ def _shown(
     classes, items = texts.target.classes, []
     for i in turns:
         trial = trials[i]
-        after = MarkedText(
-            label=f"{spoken(trial.test)}, model: {verdict(logits[i], classes)}", text=trial.text[:20_000]
-        )
-        before = () if trial.row < 0 else (_original(texts, trial.row, base),)
-        name = "template" if trial.row < 0 else str(texts.samples.names[trial.row])
-        items.append(Excerpt(sample_id=name, texts=(*before, after)))
+        label = f"{spoken(trial.test)}, model: {verdict(logits[i], classes)}"
+        if trial.row < 0:  # a template is no sample
+            items.append(Excerpt(sample_id="", texts=(MarkedText(label=label, text=trial.text[:_LONGEST]),)))
+            continue
+        original = texts.text(trial.row)[:_LONGEST]
+        before, after = differences(original, trial.text[:_LONGEST])
+        own = MarkedText(label=f"model: {verdict(base[trial.row], classes)}", text=original, marks=before)
+        changed = MarkedText(label=label, text=trial.text[:_LONGEST], marks=after)
+        items.append(Excerpt(sample_id=str(texts.samples.names[trial.row]), texts=(own, changed)))
     if items:
         yield Excerpts(id="failures", title="Cases that the model fails", items=tuple(items))
-
-
-def _original(texts: Texts, row: int, base: Tensor) -> MarkedText:
-    label = f"model: {verdict(base[row], texts.target.classes)}"
-    return MarkedText(label=label, text=texts.text(row)[:20_000])

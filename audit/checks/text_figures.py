@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
+from difflib import SequenceMatcher
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +21,9 @@ from .text_measures import TextMeasured
 
 _LONGEST = 20_000
 """Characters of a text in the record; what is longer is cut for show, evidence has the edits in full."""
+
+_COMPARED = 8000
+"""Characters of two texts that are compared word by word."""
 
 Groups = Sequence[tuple[str, NDArray[np.bool_]]]
 
@@ -53,6 +59,20 @@ def chosen(measured: TextMeasured, most: int) -> list[int]:
         seen[c] = seen.get(c, 0) + 1
         turns.append((seen[c], row))
     return [row for _, row in sorted(turns, key=lambda turn: turn[0])[:most]]
+
+
+def differences(before: str, after: str) -> tuple[tuple[Mark, ...], tuple[Mark, ...]]:
+    """Marks of the words and other characters in which two texts differ, on either; none on very long texts."""
+    if len(before) + len(after) > _COMPARED:
+        return (), ()
+    parts = [re.findall(r"\w+|\W", text) for text in (before, after)]
+    starts = [[0, *accumulate(map(len, own))] for own in parts]
+    marks: tuple[list[Mark], list[Mark]] = ([], [])
+    for kind, a, b, c, d in SequenceMatcher(None, *parts, autojunk=False).get_opcodes():
+        for side, (first, last) in enumerate(((a, b), (c, d))):
+            if kind != "equal" and first < last:
+                marks[side].append(Mark(start=starts[side][first], end=starts[side][last]))
+    return tuple(marks[0]), tuple(marks[1])
 
 
 def _excerpt(texts: Texts, outcome: TextOutcome, row: int) -> Excerpt:

@@ -17,6 +17,7 @@ from auditorch.audit.checks.base import Check
 from auditorch.audit.checks.behaviour import Behaviour, Trial, counted, failures
 from auditorch.audit.checks.slices import Slices
 from auditorch.audit.checks.text_corruption import TextCorruption
+from auditorch.audit.checks.text_figures import differences
 from auditorch.audit.errors import SpecError
 from auditorch.audit.samples import Samples
 from auditorch.audit.target import Target
@@ -205,3 +206,14 @@ def test_slices_of_pure_chance_raise_no_alarm(tmp_path: Path) -> None:
         result = Slices(columns=("group",), length=False).run(target(), data, FakeContext(tmp_path))
         alarms += bool(result.findings)
     assert alarms <= 4, "a family of intervals at 95 % fails one time in twenty"
+
+
+def test_what_an_edit_changed_is_marked_on_both_texts() -> None:
+    before, after = "It's a fine film, no less.", "It's a fnie film, no less!"
+    marks = differences(before, after)
+    assert [before[mark.start : mark.end] for mark in marks[0]] == ["fine", "."]
+    assert [after[mark.start : mark.end] for mark in marks[1]] == ["fnie", "!"]
+    added = differences("Good film", "Good film. I liked it")
+    assert added[0] == ()
+    assert [(mark.start, mark.end) for mark in added[1]] == [(9, 21)]
+    assert differences("a " * 9000, "b " * 9000) == ((), ())
