@@ -80,6 +80,7 @@ class Behaviour(Check):
         "worst_failure_rate": "Failure rate of the test that fails most.",
     }
     cost: ClassVar[str] = "about ten forward passes per text, and four hundred for the templates"
+    version: ClassVar[int] = 2
 
     tests: tuple[str, ...] = Field(default=tuple(INVARIANT), description=f"Invariances: {', '.join(INVARIANT)}.")
     positive: str | None = Field(default=None, description="Class of positive sentiment, for templates and direction.")

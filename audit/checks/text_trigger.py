@@ -75,6 +75,7 @@ class TextTrigger(Check):
         "control_success_rate": "The same for random words in place of that trigger.",
     }
     cost: ClassVar[str] = "about ten thousand forward passes per class"
+    version: ClassVar[int] = 2
 
     target: str | None = Field(default=None, description="The class to reach; each in turn if left out.")
     length: int = Field(default=3, ge=1, le=20, description="Words of the trigger.")
