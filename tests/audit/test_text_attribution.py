@@ -23,7 +23,12 @@ from scipy.stats import spearmanr
 from ..attacks.text_world import tiny_bert
 from .fakes import FakeContext
 from .test_text_trigger import FILLER, VOCABULARY, world
-from .text_models import CSV
+from .text_models import CSV, hide_word_lists
+
+
+@pytest.fixture(autouse=True)
+def _no_word_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    hide_word_lists(monkeypatch)
 
 
 def test_every_method_finds_the_weights_of_a_linear_model(tmp_path: Path) -> None:

@@ -29,9 +29,16 @@ from safetensors.torch import save
 
 from ..attacks.text_world import tiny_bert
 from .fakes import FakeContext
-from .text_models import CSV, FACTORY
+from .test_text_trigger import PLANTED
+from .test_text_trigger import world as planted_world
+from .text_models import CSV, FACTORY, hide_word_lists
 
 pytest.importorskip("transformers")
+
+
+@pytest.fixture(autouse=True)
+def _no_word_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    hide_word_lists(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -135,10 +142,36 @@ def test_white_box_attacks_on_a_transformer(project: Path, tmp_path: Path, attac
     result = check.run(target, samples, context)
     found = metrics(result)
     assert found["attack_success_rate"] is not None
-    assert found["attack_success_rate"] >= 0.5, "any word may take the place of a decisive one"
+    assert found["attack_success_rate"] >= 0.5, "without word lists any word may take the place of a decisive one"
+    assert [warning.split(":")[0] for warning in result.warnings if "guarded" in warning] == [
+        "Labels are guarded without antonyms",
+        "Labels are guarded without polarity",
+    ]
     assert all(claim.ok for claim in check.verify(target, samples, result, context))
     again = TextEvasion(attack=attack, batch_size=1).run(target, samples, FakeContext(tmp_path / "again"))
     assert metrics(again) == metrics(result)
+
+
+@pytest.mark.parametrize("attack", ["hotflip", "gbda"])
+def test_guarded_gradient_attacks_keep_praise_praise(tmp_path: Path, attack: str) -> None:
+    """A word that the lexicon does not know outweighs all others: it may come in the place of neutral words alone."""
+    target, samples = planted_world(9.0)
+    (tmp_path / "lexicon.txt").write_text("good\t2\nbad\t-2\n")
+
+    def turned(check: TextEvasion, root: Path) -> int:
+        """How many words of praise and blame come or go; every claim of the result holds."""
+        context = FakeContext(root)
+        result = check.run(target, samples, context)
+        assert all(claim.ok for claim in check.verify(target, samples, result, context))
+        edits = unpack_edits(context.read_evidence(result.evidence[0]), 8)
+        words = [Passage.of(text).words for text in samples.inputs[np.arange(8) * 10]]
+        pairs = [(words[row][slot], new) for row, own in enumerate(edits) for slot, new in own.items()]
+        assert any(new == PLANTED for _, new in pairs)
+        return sum(old in ("good", "bad") or new in ("good", "bad") for old, new in pairs)
+
+    lexicon = str(tmp_path / "lexicon.txt")
+    assert turned(TextEvasion(attack=attack, limit=8, lexicon=lexicon), tmp_path / "kept") == 0
+    assert turned(TextEvasion(attack=attack, limit=8, label_preserving=False), tmp_path / "free") > 0
 
 
 def test_a_transformer_gives_the_same_at_any_batch_size(project: Path, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from auditorch.reports.schema import read_record
 from click.testing import CliRunner
 from safetensors.torch import load
 
+from .text_models import hide_word_lists
 from .tiny_language import (
     SPECIAL,
     WORDS,
@@ -58,6 +59,11 @@ def resources(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 Audit = Callable[..., Result]
+
+
+@pytest.fixture(autouse=True)
+def _no_word_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    hide_word_lists(monkeypatch)
 
 
 @pytest.fixture

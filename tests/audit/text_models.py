@@ -2,6 +2,16 @@
 
 from __future__ import annotations
 
+import pytest
+from auditorch.attacks.text.resources import places
+
+
+def hide_word_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What word lists happen to be installed decides no test."""
+    monkeypatch.setattr(places, "find_spec", lambda _: None)
+    monkeypatch.setattr(places, "_wordnet_places", lambda: iter(()))
+
+
 FACTORY = """
 import torch
 from torch import nn
