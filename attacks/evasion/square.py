@@ -153,7 +153,8 @@ class _Walk:
         if places is None:
             self.current = torch.where(mask, self.current, before)
         else:
-            current = self.current.view(len(before), before.shape[1], -1)
+            one_channel = before.shape[1] != self.current.shape[1]
+            current = self.current.view(len(before), 1, -1) if one_channel else self.current
             current.scatter_(2, places, torch.where(mask, current.gather(2, places), before))
 
 
@@ -180,11 +181,10 @@ class _Search:
 
         moves, place = None, 0
         for query in range(1, self.queries):
-            if not deferred(x) or query % _LOOKS == 1:
-                standing = (walk.value <= 0).nonzero().squeeze(1)
-                if len(standing) < len(walk):
-                    settle(walk)
-                    walk, moves = walk.select(standing), None
+            look = not deferred(x) or query % _LOOKS == 1
+            if look and float(walk.value.max()) > 0:
+                settle(walk)
+                walk, moves = walk.select((walk.value <= 0).nonzero().squeeze(1)), None
                 if len(walk) == 0:
                     break
             if (query - 1) % _AHEAD == 0:

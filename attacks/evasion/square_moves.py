@@ -117,12 +117,12 @@ class Shifts:
 
     @classmethod
     def plan(cls, x: Tensor, threat: Threat, sizes: Sizes, words: Tensor) -> Shifts:
-        _, w, *sides = sizes
+        _, w, side_h, side_w = sizes
         corner = corners(*sizes, words[..., :2])
-        both = pixels(corner, *sides, w).flatten(2)[:, :, None].expand(-1, -1, x.shape[1], -1)
-        apart = outside(corner[..., 1], corner[..., 0], *sides, w)
+        both = pixels(corner, side_h, side_w, w).flatten(2)[:, :, None].expand(-1, -1, x.shape[1], -1)
+        apart = outside(corner[..., 1], corner[..., 0], side_h, side_w, w)
         counted = torch.cat([torch.ones_like(apart), apart], 2).to(x)[:, :, None]
-        pairs = bump_pairs(*sides, FALL_OFF[threat.norm], x.device).to(x)
+        pairs = bump_pairs(side_h, side_w, FALL_OFF[threat.norm], x.device).to(x)
         bumps = pairs[words[..., 2] & 1][:, :, None] * signs(words[..., 3:])[..., None]
         base = x.expand(len(words), *x.shape).gather(3, both)
         first = apart.shape[2]
@@ -134,26 +134,27 @@ class Shifts:
 
     def propose(self, place: int, current: Tensor, slack: Tensor, /) -> Proposal:
         both, here, base_here, bumps = self.both[place], self.here[place], self.base_here[place], self.bumps[place]
-        m, c, area = bumps.shape
+        c, area = bumps.shape[1:]
         p = power(self.threat)
         before = current.gather(2, both)
-        delta = (before - self.base[place]).mul_(self.counted[place]).view(m, c, 2, area)
-        norms = torch.linalg.vector_norm(delta, p, 3).clamp_min_(1e-12)
-        freed = powers(norms, p).sum(2, keepdim=True)
-        budget = torch.add(freed, slack, alpha=1 / c).clamp_min_(0)
-        new = torch.addcdiv(bumps, delta.select(2, 0), norms.narrow(2, 0, 1))
+        delta = (before - self.base[place]).mul_(self.counted[place])
+        old, freed = delta.narrow(2, 0, area), torch.linalg.vector_norm(delta, p, 2, keepdim=True)
+        budget = with_power(slack if c == 1 else slack / c, freed, p)
+        left = budget if c == 1 else slack + powers(freed, p).sum(1, keepdim=True)
+        budget = budget.clamp_min(0)
+        new = torch.addcdiv(bumps, old, torch.linalg.vector_norm(old, p, 2, keepdim=True).clamp_min_(1e-12))
         size = torch.linalg.vector_norm(new, p, 2, keepdim=True).clamp_min_(1e-12)
         new.mul_(budget.sqrt_().div_(size) if p == 2 else budget.mul_(c).div_(size)).add_(base_here)
         if p == 1 and c > 1:  # more than there is to spend: the projection takes it from everywhere
             before = current.clone()
             current.scatter_(2, both, self.base[place]).scatter_(2, here, new)
-            current.copy_(self.threat.project(current, self.x))
+            # Its sums follow the longest row of a batch: in float64 so that rounding does not tell batches apart.
+            current.copy_(self.threat.project(current.double(), self.x.double()))
             return Proposal(None, before, None, self.threat.eps - (current - self.x).abs().sum((1, 2), keepdim=True))
         colour = new.clamp_(*self.threat.bounds)
         current.scatter_(2, both, self.base[place]).scatter_(2, here, colour)
         spent = torch.linalg.vector_norm(colour - base_here, p, (1, 2), keepdim=True)
-        slack = slack + (freed if c == 1 else freed.sum(1, keepdim=True))
-        return Proposal(both, before, None, slack.sub_(spent) if p == 1 else slack.addcmul_(spent, spent, value=-1))
+        return Proposal(both, before, None, with_power(left, spent, p, -1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,3 +224,8 @@ def powers(delta: Tensor, p: int) -> Tensor:
 def root(mass: Tensor, p: int) -> Tensor:
     """The p-th root, a new tensor."""
     return mass.sqrt() if p == 2 else mass.clone()
+
+
+def with_power(mass: Tensor, size: Tensor, p: int, sign: int = 1) -> Tensor:
+    """``mass + sign * size^p``."""
+    return torch.addcmul(mass, size, size, value=sign) if p == 2 else torch.add(mass, size, alpha=sign)

@@ -8,6 +8,7 @@ from auditorch.attacks.engine import evaluate
 from auditorch.attacks.errors import UnsupportedError
 from auditorch.attacks.evasion.square import Square
 from auditorch.attacks.evasion.windows import bump, outside, pixels
+from auditorch.attacks.streams import Streams
 from auditorch.attacks.threat import Norm, Threat
 
 from .oracles import linear_problem
@@ -115,6 +116,23 @@ def test_looking_seldom_changes_neither_points_nor_counts(norm: Norm, monkeypatc
     assert torch.equal(often[0], seldom[0])
     assert torch.equal(often[1], seldom[1])
     assert len(often[1].unique()) > 3
+
+
+def test_colour_in_l1_does_not_depend_on_the_batch() -> None:
+    """The projection of a batch follows its longest row; in float32 that showed in the last digits, and then in all."""
+    problem = linear_problem(6, (3, 6, 6), 2)
+    threat = Threat("l1", 0.9 * float(problem.distance("l1").min()))
+    linear = problem.model.double()  # so that the model's own rounding does not tell batches apart either
+    whole, alone = (
+        [
+            Square(100)(
+                lambda z: linear(z.double()), problem.x[i], problem.y[i], threat, generator=Streams.from_seed(0, i)
+            )
+            for i in torch.arange(6).split(size)
+        ]
+        for size in (6, 1)
+    )
+    assert torch.equal(whole[0], torch.cat(alone))
 
 
 def test_mass_moves_between_two_windows() -> None:
