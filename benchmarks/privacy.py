@@ -1,11 +1,12 @@
 """DP-SGD: what a private step costs beside the same step without privacy, and what accuracy it leaves.
 
     python benchmarks/privacy.py steps --networks cnn transformer --batches 64 512
+    python benchmarks/privacy.py steps --batches 64 --methods auditorch --seconds 20 --cpu-time
     python benchmarks/privacy.py accuracy --idx /usr/share/datasets/fashion-mnist
 
-Steps are taken in turns, in one process, and every ratio is to the plain step just before, so that a machine whose
-speed drifts is unfair to nobody; the median of the ratios is shown. Memory is how far a step raises the memory of the
-process.
+Steps are taken in turns and back, in one process, and every ratio is to the plain step of the same round, so that a
+machine whose speed drifts is unfair to nobody; the median of the ratios is shown, with their middle half. Memory is how
+far a step raises the memory of the process.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 
 import torch
 from private_accuracy import RECIPES, accuracy_table
-from private_steps import NETWORKS, quiet, steps
+from private_steps import METHODS, NETWORKS, quiet, steps
 
 
 def main() -> None:
@@ -40,6 +41,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("what", choices=["steps", "accuracy"])
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=["cnn", "demo", "transformer"])
     parser.add_argument("--batches", nargs="+", type=int, default=[64, 512])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="beside the plain step")
     parser.add_argument("--seconds", type=float, default=8.0, help="for each network and batch")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--cpu-time", action="store_true", help="processor time, for a machine that is busy")
@@ -59,28 +61,30 @@ def step_tables(options: argparse.Namespace) -> None:
             torch.manual_seed(0)
             network = NETWORKS[name]
             module, x, y = network.build(), network.inputs(batch), torch.randint(10, (batch,))
-            methods = steps(module, x, y)
+            methods = steps(module, x, y, options.methods)
             taken = timed(methods, options.seconds, clock)
             plain = statistics.median(taken["plain"])
             print(f"\n{name}, batch {batch}, {options.threads} thread(s), torch {torch.__version__}, "
                   f"{len(taken['plain'])} rounds, plain step {1000 * plain:.1f} ms\n")  # fmt: skip
-            print("| method | time, ratio to plain | memory, MB |\n|---|---|---|")
+            print("| method | time, ratio to plain | its middle half | memory, MB |\n|---|---|---|---|")
             for method, times in taken.items():
-                ratio = statistics.median(a / b for a, b in zip(times, taken["plain"], strict=True))
-                print(f"| {method} | {ratio:.2f} | {peak_megabytes(methods[method])} |", flush=True)
+                low, ratio, high = statistics.quantiles(a / b for a, b in zip(times, taken["plain"], strict=True))
+                raised = peak_megabytes(methods[method])
+                print(f"| {method} | {ratio:.2f} | {low:.2f} to {high:.2f} | {raised} |", flush=True)
 
 
 def timed(methods: dict[str, Callable[[], None]], seconds: float, clock: Callable[[], float]) -> dict[str, list[float]]:
-    """Times of each method, all of them in turn, for about ``seconds``, after two unmeasured rounds."""
+    """Times of each method, all of them in turn and back, for about ``seconds``, after two unmeasured rounds."""
     taken: dict[str, list[float]] = {name: [] for name in methods}
     began, rounds = clock(), 0
     while rounds < 5 or clock() - began < seconds:
-        for name, step in methods.items():
+        for name, step in list(methods.items())[:: -1 if rounds % 2 else 1]:
             start = clock()
             step()
             if rounds >= 2:
                 taken[name].append(clock() - start)
-        gc.collect()
+        if rounds % 16 == 0:  # rarely: after it the next step finds nothing in the cache
+            gc.collect()
         rounds += 1
     return taken
 

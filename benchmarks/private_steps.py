@@ -86,18 +86,9 @@ class Fixed(PrivateRun):
         return torch.arange(len(self.task.y))
 
 
-def steps(network: nn.Module, x: Tensor, y: Tensor) -> dict[str, Step]:
-    """A step by each method; ``plain`` is the same step without privacy."""
-    makers: dict[str, Callable[[nn.Module, Tensor, Tensor], Step]] = {
-        "plain": plain,
-        "auditorch": ours,
-        "two backwards": two_backwards,
-        "opacus hooks": lambda *a: opacus(GradSampleModule, *a),
-        "opacus functorch": lambda *a: opacus(GradSampleModule, *a, force_functorch=True),
-        "opacus ew": lambda *a: opacus(GradSampleModuleExpandedWeights, *a),
-        "opacus ghost": opacus_ghost,
-    }
-    return {name: make(copy.deepcopy(network), x, y) for name, make in makers.items()}
+def steps(network: nn.Module, x: Tensor, y: Tensor, methods: list[str]) -> dict[str, Step]:
+    """A step by each of :data:`METHODS` that is named; ``plain`` always comes first."""
+    return {name: METHODS[name](copy.deepcopy(network), x, y) for name in METHODS if name in ["plain", *methods]}
 
 
 def plain(module: nn.Module, x: Tensor, y: Tensor) -> Step:
@@ -176,6 +167,18 @@ def opacus_ghost(module: nn.Module, x: Tensor, y: Tensor) -> Step:
         optimizer.step()
 
     return step
+
+
+METHODS: dict[str, Callable[[nn.Module, Tensor, Tensor], Step]] = {
+    "plain": plain,
+    "auditorch": ours,
+    "two backwards": two_backwards,
+    "opacus hooks": lambda *a: opacus(GradSampleModule, *a),
+    "opacus functorch": lambda *a: opacus(GradSampleModule, *a, force_functorch=True),
+    "opacus ew": lambda *a: opacus(GradSampleModuleExpandedWeights, *a),
+    "opacus ghost": opacus_ghost,
+}
+"""``plain`` is the same step without privacy."""
 
 
 def quiet() -> None:

@@ -264,7 +264,8 @@ class PrivateRun:
     def _update(self) -> None:
         self._set_lr()
         if self.simple:
-            torch._foreach_add_(self.parameters, self.sums, alpha=-self.optimizer.param_groups[0]["lr"])
+            for parameter, total in zip(self.parameters, self.sums, strict=True):
+                parameter.add_(total, alpha=-self.optimizer.param_groups[0]["lr"])
             return
         for parameter, total in zip(self.parameters, self.sums, strict=True):
             parameter.grad = total.to(parameter.dtype)

@@ -18,8 +18,9 @@ from .shares import KEPT_NUMBERS, Arranged, Deferred, Formed, Lookup, Share, len
 
 Shares = dict[str, Share]
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
-Rule = Callable[[nn.Module, Tensor, Tensor, int], Shares]
-"""``rule(layer, seen, back, records)``: shares by the layer's own parameter names, for those that take gradients."""
+Rule = Callable[..., Shares]
+"""``rule(layer, seen, back, records)``: shares by the layer's own parameter names, for those that take gradients. That
+of LayerNorm also takes the means and inverse deviations that :func:`layer_norm` gives."""
 
 
 def rule_for(layer: nn.Module) -> Rule | None:
@@ -73,14 +74,31 @@ def _embedding(layer: nn.Module, seen: Tensor, back: Tensor, records: int) -> Sh
     return {"weight": Lookup(index, back, layer.num_embeddings, layer.padding_idx)}
 
 
-def _layer_norm(layer: nn.Module, seen: Tensor, back: Tensor, records: int) -> Shares:
+def layer_norm(layer: nn.LayerNorm, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The layer's output, with the means and inverse deviations, which need not be found again on the way back."""
+    return torch.native_layer_norm(x, layer.normalized_shape, layer.weight, layer.bias, layer.eps)
+
+
+def _layer_norm(
+    layer: nn.Module,
+    seen: Tensor,
+    back: Tensor,
+    records: int,
+    means: Tensor | None = None,
+    inverse: Tensor | None = None,
+) -> Shares:
     assert isinstance(layer, nn.LayerNorm)
     shape = layer.normalized_shape
+
+    def normal() -> Tensor:
+        if means is None or inverse is None:
+            return functional.layer_norm(seen, shape, eps=layer.eps)
+        return (seen - means).mul_(inverse)
 
     def added(values: Tensor) -> Formed:
         return Formed(values.reshape(records, -1, *shape).sum(1))
 
-    return _scale_and_shift(layer, back, lambda: functional.layer_norm(seen, shape, eps=layer.eps), added)
+    return _scale_and_shift(layer, back, normal, added)
 
 
 def _rms_norm(layer: nn.Module, seen: Tensor, back: Tensor, records: int) -> Shares:

@@ -151,6 +151,9 @@ class Lookup(Share):
         back = (self._kept() * weights.view(-1, 1, 1)).flatten(0, 1)
         return back.new_zeros(self.rows, back.shape[1]).index_add_(0, self.index.flatten(), back)
 
+    def add_to(self, total: Tensor, weights: Tensor) -> None:
+        total.index_add_(0, self.index.flatten(), (self._kept() * weights.view(-1, 1, 1)).flatten(0, 1))
+
     def per_record(self) -> Tensor:
         b, _, d = self.back.shape
         keys = self.index + torch.arange(b, device=self.index.device).unsqueeze(1) * self.rows

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ...attacks.errors import UnsupportedError
 from .attention import attend
-from .rules import Rule, Shares, rule_for, widened
+from .rules import Rule, Shares, layer_norm, rule_for, widened
 from .shares import Share, merged
 from .vmapped import vmapped_shares
 
@@ -218,6 +218,7 @@ class Tape:
         In place of hooks, which cost as much as a small layer, and inside of the layer's own hooks.
         """
         native, values = layer.forward, layer._parameters
+        normal = layer if isinstance(layer, nn.LayerNorm) and rule is not None else None
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             if not self._active():
@@ -227,16 +228,26 @@ class Tape:
             trained = [(name, values[name]) for name in names]
             for name, parameter in trained:
                 values[name] = parameter.detach()  # pyright: ignore[reportArgumentType, reportOptionalMemberAccess]
+            kept: Sequence[Tensor] = ()
             try:
-                out = native(*args, **kwargs)
+                if normal is not None and len(args) == 1 and not torch.is_autocast_enabled(args[0].device.type):
+                    out, *kept = layer_norm(normal, args[0])
+                else:
+                    out = native(*args, **kwargs)
             finally:
                 values.update(trained)
-            return self._watched(layer, rule, args, kwargs, out)
+            return self._watched(layer, rule, args, kwargs, out, kept)
 
         return forward
 
     def _watched(
-        self, layer: nn.Module, rule: Rule | None, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
+        self,
+        layer: nn.Module,
+        rule: Rule | None,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        out: Any,
+        kept: Sequence[Tensor],
     ) -> Tensor:
         if not isinstance(out, Tensor):
             raise UnsupportedError(
@@ -247,15 +258,15 @@ class Tape:
             return self.watch(out, self._run_again(layer, args, kwargs))
         if kwargs or len(args) != 1:
             raise UnsupportedError(f"{self._name(layer)} must be called with its input and nothing else")
-        return self.watch(out, self._apply(rule, layer, args[0]))
+        return self.watch(out, self._apply(rule, layer, args[0], kept))
 
-    def _apply(self, rule: Rule, layer: nn.Module, seen: Tensor) -> Callable[[Tensor], None]:
+    def _apply(self, rule: Rule, layer: nn.Module, seen: Tensor, kept: Sequence[Tensor]) -> Callable[[Tensor], None]:
         seen = seen.detach()
         check = self.unchanged(layer, seen)
 
         def then(back: Tensor) -> None:
             check()
-            self.add(layer, rule(layer, widened(seen), self.checked(layer, back), self._records))
+            self.add(layer, rule(layer, widened(seen), self.checked(layer, back), self._records, *kept))
 
         return then
 

@@ -282,6 +282,16 @@ def test_kernels_by_groups_copy_no_patches(monkeypatch: pytest.MonkeyPatch) -> N
         recorded(*case("conv2d circular"))
 
 
+def test_layer_norm_is_not_computed_again_on_the_way_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> Tensor:
+        raise AssertionError("normalised again")
+
+    module, x, y = case("layer norm")
+    expected = one_by_one(module, x, y)
+    monkeypatch.setattr(rules.functional, "layer_norm", refuse)
+    compare(recorded(module, x, y), expected)
+
+
 def test_the_cheaper_form_is_chosen() -> None:
     def kind(t: int, i: int, o: int) -> type:
         return type(shares.matrix_share(torch.randn(2, t, i), torch.randn(2, t, o)))
@@ -302,9 +312,10 @@ def test_frozen_parameters_have_no_share() -> None:
     compare(found, one_by_one(module, x, y))
 
 
-def test_half_precision_passes_are_measured_and_added_in_float32() -> None:
+@pytest.mark.parametrize("name", ["linear on long sequences", "layer norm"])
+def test_half_precision_passes_are_measured_and_added_in_float32(name: str) -> None:
     """Sum and norms come from the same rounded numbers, so what is clipped is what is added."""
-    module, x, y = case("linear on long sequences")
+    module, x, y = case(name)
     tape = Tape(module)
     with tape.recording(len(x)), torch.autocast("cpu", torch.bfloat16):
         found = tape.gradients(cross_entropy(module(x).float(), y, reduction="sum"))
