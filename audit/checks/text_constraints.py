@@ -54,11 +54,16 @@ def recipe_of(attack: TextAttack) -> dict[str, str]:
 def as_guarded(attack: TextAttack, parameters: Mapping[str, Any]) -> TextAttack:
     """The attack with a guard of labels that looks at what the recorded one looked at, whatever is installed here.
 
+    Records from before there was a guard have none.
+
     Raises:
         UnsupportedError: when what it needs is not found.
     """
-    recorded = str(parameters.get("recipe", {}).get("label_preserving", "")).split(", ")
-    constraints = (one.only(tuple(recorded)) if isinstance(one, LabelPreserving) else one for one in attack.constraints)
+    recorded = parameters.get("recipe", {}).get("label_preserving")
+    if recorded is None:
+        return replace(attack, constraints=tuple(one for one in attack.constraints if one is not guard_of(attack)))
+    parts = tuple(str(recorded).split(", "))
+    constraints = (one.only(parts) if isinstance(one, LabelPreserving) else one for one in attack.constraints)
     return replace(attack, constraints=tuple(constraints))
 
 

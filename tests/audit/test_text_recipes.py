@@ -198,6 +198,7 @@ def test_a_record_is_verified_with_the_guard_it_was_made_with(resources: Path) -
     assert again.parts == PARTS[:4]
     assert again.fits("splendid", "grand")
     assert not known.label_preserving().fits("splendid", "grand")
+    assert guard_of(as_guarded(here, {})) is None, "a record from before there was a guard"
     with pytest.raises(UnsupportedError, match="polarity"):
         as_guarded(TextAttack((), (again,)), {"recipe": recipe_of(here)})
 
