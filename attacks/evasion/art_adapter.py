@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -28,6 +29,10 @@ from .art.bridge import (
     to_numpy,
     undisturbed,
 )
+from .minimum_norm import Closest, column
+
+_STRETCHES, _PULLS = (1.0, 1.0001, 1.001, 1.01), 10
+"""Queries spent on each point found: to see that it fools in the batch too, and to pull it towards its input."""
 
 _ORDER: dict[Norm, float] = {"linf": np.inf, "l2": 2}
 
@@ -38,7 +43,8 @@ class ARTAttack(ABC):
 
     Attacks marked ``one_by_one`` (all that draw random numbers) run sample by sample, seeded from the sample's own
     stream, so that results do not depend on the batch; every query is watched and the best point kept. The others
-    run on the whole batch. Results are moved into the bounds and, unless ``minimal``, into the ball.
+    run on the whole batch. Results are moved into the bounds and, unless ``minimal``, into the ball; if ``minimal``,
+    what fools is then pulled towards the inputs, all samples at once.
     """
 
     toolbox: ClassVar[str]
@@ -54,9 +60,18 @@ class ARTAttack(ABC):
     def arguments(self, threat: Threat, shape: torch.Size) -> dict[str, Any]:
         """What to construct the toolbox's attack with, for inputs ``(n, *shape)``."""
 
+    def mend(self, attack: Any, threat: Threat) -> None:
+        """Corrects what is wrong with the toolbox's ``attack``, in place."""
+        del attack, threat
+
     def budget(self) -> int | None:
         """Queries after which a sample is given up; None: the toolbox's own loops end it."""
         return None
+
+    def _limit(self) -> int | None:
+        """Queries left to the toolbox for a sample."""
+        budget = self.budget()
+        return None if budget is None else max(budget - self.minimal * (len(_STRETCHES) + _PULLS), 1)
 
     def inputs(self, model: Model, x: Tensor, y: Tensor, threat: Threat, streams: Streams) -> dict[str, Any] | None:
         """Further arguments of ``generate`` for some samples; None when they cannot be attacked."""
@@ -91,6 +106,8 @@ class ARTAttack(ABC):
             given = label.split([len(run) for run in runs])
             for run, labels in zip(runs, given, strict=True):
                 x_adv[run] = self._run(model, x[run], y[run], labels, threat, streams.select(run), logits.shape[1])
+            if self.minimal:
+                x_adv[rows] = self._tighten(model, x_adv[rows], x[rows], y[rows], threat)
         return x_adv
 
     def _check(self, x: Tensor, threat: Threat) -> None:
@@ -114,17 +131,29 @@ class ARTAttack(ABC):
         extra = self.inputs(model, x, y, threat, streams)
         if extra is None:
             return x
-        watch = Witness(x, y, threat, minimal=self.minimal, max_queries=self.budget()) if self.one_by_one else None
+        watch = Witness(x, y, threat, minimal=self.minimal, max_queries=self._limit()) if self.one_by_one else None
         module = Logits(model, x, k, threat.bounds, probabilities=self.probabilities, witness=watch)
         with undisturbed(seed):
             attack = attack_class(self.toolbox)(classifier(module, x, k, threat), **self.arguments(threat, x.shape[1:]))
-            try:
+            self.mend(attack, threat)
+            result = to_numpy(x)
+            with suppress(Enough):
                 result = attack.generate(to_numpy(x), y=one_hot(label, k), **extra)
-            except Enough:
-                result = to_numpy(x)
         if watch is not None and watch.best is not None:
             return watch.best
         return self._settle(torch.from_numpy(np.asarray(result)).to(x), x, threat)
+
+    def _tighten(self, model: Model, points: Tensor, x: Tensor, y: Tensor, threat: Threat) -> Tensor:
+        """Pulls the points ``(n, ...)`` towards their inputs, which the toolbox leaves at that.
+
+        A point that fooled the model alone may lie so near the boundary that in a batch rounding puts it back.
+        """
+        closest = Closest(x.detach(), threat)
+        for stretch in _STRETCHES:
+            further = (x + stretch * (points - x)).clamp(*threat.bounds)
+            closest.record(further, fooled(forward(model, further), y, targeted=threat.targeted))
+        closest.tighten(model, y, _PULLS)
+        return torch.where(column(closest.found, points), closest.x_adv, points)
 
     def _settle(self, points: Tensor, x: Tensor, threat: Threat) -> Tensor:
         """Moves the toolbox's result to where it counts."""

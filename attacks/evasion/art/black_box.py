@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ...attack import Access, Model
@@ -101,12 +103,16 @@ class SignOPTART(ARTAttack):
 class SimBAART(ARTAttack):
     """https://arxiv.org/abs/1905.07121. Changes one random feature at a time if that helps; needs scores. l2, images.
 
+    Made to fool in few queries, not by the smallest change: every feature moves by the same step, so that on linear
+    models it ends 1.3 to 1.5 times as far as need be.
+
     Args:
-        step_size: how much a feature changes at a time, as a share of the bounds' width.
+        step_size: how much a feature changes at a time, as a share of the bounds' width; smaller ones end closer and
+            take more queries.
         max_queries: most queries for a sample; two for each feature tried.
     """
 
-    step_size: float = 0.2
+    step_size: float = 0.1
     max_queries: int = 5000
 
     toolbox: ClassVar[str] = "simba:SimBA"
@@ -139,7 +145,10 @@ class SimBAART(ARTAttack):
 class ZOOART(ARTAttack):
     """https://arxiv.org/abs/1708.03999. Carlini & Wagner's attack with gradients from score differences. l2.
 
-    Without the paper's coarse-to-fine resizing, which the toolbox does only for inputs of 32 pixels and more.
+    Without the paper's coarse-to-fine resizing, which the toolbox does only for inputs of 32 pixels and more. Two
+    defects of the toolbox are mended: it clips steps to the bounds of the inputs, so that no feature could be
+    lowered, and it takes each step again in all that follow. What remains is Adam, which changes all features at one
+    pace and crosses the boundary before they settle: on linear models 1.3 to 1.5 times as far away as need be.
 
     Args:
         adam_steps: for each value of the constant; each takes ``2 * parallel + 1`` queries.
@@ -179,3 +188,13 @@ class ZOOART(ARTAttack):
             "batch_size": 1,
             "verbose": False,
         }
+
+    def mend(self, attack: Any, threat: Threat) -> None:
+        advance, step = attack._optimizer, attack._optimizer_adam_coordinate
+
+        def once(x: NDArray[Any], target: NDArray[Any], constant: NDArray[Any]) -> NDArray[Any]:
+            attack._current_noise = np.zeros_like(attack._current_noise)
+            return np.clip(advance(x, target, constant), *threat.bounds)
+
+        attack._optimizer = once
+        attack._optimizer_adam_coordinate = lambda *given: step(*given[:-1], False)  # the last one clips the step

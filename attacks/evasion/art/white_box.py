@@ -21,14 +21,14 @@ class EADART(ARTAttack):
     Args:
         steps: iterations for each value of the constant.
         binary_search_steps: values of the constant tried.
-        beta: weight of the l1 term.
+        beta: weight of the l1 term; 0: 0.05 for l1, 0.001 for l2.
         learning_rate: first step size.
         initial_const: the first constant.
     """
 
     steps: int = 100
     binary_search_steps: int = 9
-    beta: float = 1e-3
+    beta: float = 0.0
     learning_rate: float = 0.01
     initial_const: float = 1e-3
 
@@ -38,8 +38,8 @@ class EADART(ARTAttack):
     def __post_init__(self) -> None:
         if self.steps < 1 or self.binary_search_steps < 1:
             raise UnsupportedError("EADART needs steps >= 1 and binary_search_steps >= 1")
-        if min(self.beta, self.learning_rate, self.initial_const) <= 0:
-            raise UnsupportedError("EADART needs beta, learning_rate and initial_const above 0")
+        if self.beta < 0 or min(self.learning_rate, self.initial_const) <= 0:
+            raise UnsupportedError("EADART needs beta >= 0, and learning_rate and initial_const above 0")
 
     def arguments(self, threat: Threat, shape: torch.Size) -> dict[str, Any]:
         del shape
@@ -48,7 +48,7 @@ class EADART(ARTAttack):
             "decision_rule": threat.norm.upper(),
             "max_iter": self.steps,
             "binary_search_steps": self.binary_search_steps,
-            "beta": self.beta,
+            "beta": self.beta or (0.05 if threat.norm == "l1" else 1e-3),
             "learning_rate": self.learning_rate,
             "initial_const": self.initial_const,
             "batch_size": 256,
@@ -60,7 +60,8 @@ class EADART(ARTAttack):
 class JSMAART(ARTAttack):
     """https://arxiv.org/abs/1511.07528. Raises two salient features at a time towards a target class. l0.
 
-    Untargeted, the target is the likeliest wrong class on ``x``: the toolbox would draw one at random.
+    Untargeted, the target is the likeliest wrong class on ``x``: the toolbox would draw one at random. Features only
+    rise (or only fall), two at a time, so that it may end with several times as many changes as need be.
 
     Args:
         theta: how much a feature is raised (negative: lowered) at a time, as a share of the bounds' width.
