@@ -1,6 +1,7 @@
 """Decision-based attacks at equal queries: ours, batched, against the HopSkipJump of ART, sample by sample.
 
     python benchmarks/decision.py --samples 32 --queries 1000 3000
+    python benchmarks/decision.py --idx DIR --subject slim-standard   # images that no setting was chosen on
 
 Prints the median distortion of the points found (the search for smallest perturbations ends where the queries do),
 the queries a sample, and processor time as a ratio to ours.
@@ -19,7 +20,7 @@ from auditorch.attacks.engine import evaluate
 from auditorch.attacks.evasion.art_adapter import HopSkipJumpART
 from auditorch.attacks.evasion.hopskipjump import HopSkipJump
 from auditorch.attacks.threat import Norm, Threat
-from models import fashion_mnist, small_cnn, train
+from models import SUBJECTS, fashion_mnist, small_cnn, train, trained
 from torch import Tensor, nn
 
 NORMS: tuple[Norm, ...] = ("l2", "linf")
@@ -32,11 +33,14 @@ def main() -> None:
     parser.add_argument("--queries", type=int, nargs="+", default=[1000, 3000])
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--robust", action="store_true", help="train the network adversarially")
+    parser.add_argument("--subject", choices=list(SUBJECTS), help="a network of the other benchmarks instead")
+    parser.add_argument("--idx", type=Path, help="full Fashion-MNIST; its test images, without those of the demo")
     parser.add_argument("--cache", type=Path, help="folder to keep trained weights in")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     model, x, y = setting(options)
-    print(f"{'robust' if options.robust else 'standard'} CNN, {len(x)} samples, {torch.get_num_threads()} threads\n")
+    name = options.subject or ("robust CNN" if options.robust else "standard CNN")
+    print(f"{name}, {len(x)} samples, {torch.get_num_threads()} threads\n")
     print("| norm | queries | median: ours | ART | queries a sample: ours | ART | time: ART / ours |")
     print("|---|---|---|---|---|---|---|")
     for norm in NORMS:
@@ -50,6 +54,20 @@ def main() -> None:
 
 def setting(options: argparse.Namespace) -> tuple[nn.Module, Tensor, Tensor]:
     """A trained network and inputs that it gets right."""
+    model = trained(options.subject, epochs=options.epochs, cache=options.cache) if options.subject else _own(options)
+    x, y = fashion_mnist("test", options.idx)
+    if options.idx:
+        known = {image.numpy().tobytes() for image in fashion_mnist("test")[0]}
+        unseen = torch.tensor([image.numpy().tobytes() not in known for image in x])
+        x, y = x[unseen], y[unseen]
+    with torch.no_grad():
+        some = x[: 4 * options.samples]
+        right = (model.eval()(some).argmax(1) == y[: len(some)]).nonzero().squeeze(1)[: options.samples]
+    return model, x[right], y[right]
+
+
+def _own(options: argparse.Namespace) -> nn.Module:
+    """A network trained on the demo's images."""
     torch.manual_seed(0)
     model = small_cnn()
     kept = options.cache and options.cache / f"decision-{options.robust}-{options.epochs}.pt"
@@ -61,10 +79,7 @@ def setting(options: argparse.Namespace) -> tuple[nn.Module, Tensor, Tensor]:
         if kept:
             kept.parent.mkdir(parents=True, exist_ok=True)
             torch.save(model.state_dict(), kept)
-    x, y = fashion_mnist("test")
-    with torch.no_grad():
-        right = (model.eval()(x).argmax(1) == y).nonzero().squeeze(1)[: options.samples]
-    return model, x[right], y[right]
+    return model
 
 
 def run(attack: Attack, model: nn.Module, x: Tensor, y: Tensor, norm: Norm) -> tuple[AttackOutcome, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import copy
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -17,7 +18,7 @@ from ..search import attackable, fooled, forward
 from ..streams import Streams
 from ..threat import Norm, Threat
 from .minimum_norm import Closest, column
-from .starts import TRIES, diverse, start_points
+from .starts import beyond, ranked, start_points
 
 _CHUNK = 16
 """Directions probed at a time for each sample."""
@@ -26,6 +27,14 @@ _ROWS = 256
 """Least points that a model call may hold: small batches of samples are cut no smaller than this."""
 
 _FIRST_PULL, _ARC, _TRIED_STEPS = 11, 5, 4
+
+_COMPARED, _ROUGH_PULL = 8, 5
+"""Starts brought near the boundary, by so many bisections, before the closest are followed."""
+
+_LOOK_AGAIN, _DECIDE = 0.03, 0.27
+"""Shares of the queries after which several walks look for classes not met yet, and after which the closest goes on."""
+
+_BEYOND, _NEW_CLASSES = 24, 4
 _APART = 0x5851F42D4C957F2D
 """Sets the streams of a sample's walks apart."""
 
@@ -38,8 +47,9 @@ class HopSkipJump:
     points around it, moves along it, and pulls the point back towards the input. Differences from the paper, each
     of which shortened the median distance on trained networks at equal queries: points are probed at a tenth of the
     distance, not at 1/d of it, so that fewer bisections suffice; normals of earlier rounds are remembered; rounds
-    begin with few probes; for l2 the next point is the one where the circle through input and point, in the plane
-    of the normal, leaves the boundary (arXiv 2308.03163), the optimum for a flat boundary; and on images smooth
+    begin with few probes; several starts, from regions of different classes where there are any, are followed until
+    it shows which leads closest; for l2 the next point is the one where the circle through input and point, in the
+    plane of the normal, leaves the boundary (arXiv 2308.03163), the optimum for a flat boundary; and on images smooth
     noise and white noise take turns, whichever last gained more.
 
     Every sample makes the same number of queries, known beforehand: no sample's result depends on another.
@@ -120,11 +130,13 @@ class _Walk:
         self.rows, self.width = torch.arange(len(x), device=x.device), 1
         self.x, self.y, self.point, self.normal = x, y, x, x
         self.fooling = torch.ones_like(self.inside)  # false for a walk that has no start
+        self.within = torch.full_like(y, -1)  # a class that a walk must not leave; -1: it may
         self.memories = torch.zeros(len(x), 2, *x.shape[1:], dtype=x.dtype, device=x.device)
         self.smooth = _box(attack.smooth, x)
         # Last gains of smooth and of white noise: what has not been tried yet comes first.
         self.gains = torch.full((len(x), 2), 2.0, device=x.device)
         self.asked, self.insist = asked, asked > 0
+        self.looked = threat.targeted  # there is but one class to look for
         bits = math.ceil(math.log2(2 * math.sqrt(x[0].numel())))
         self.pulls = max(bits, 4) + (threat.norm == "linf")  # whose steps lead away first
 
@@ -134,8 +146,10 @@ class _Walk:
         streams = self._begin(streams)
         cost = (_ARC if self.threat.norm == "l2" else _TRIED_STEPS) + self.pulls
         while len(self.rows):
-            if self.width > 1 and self.asked > attack.queries / 4:
+            if self.width > 1 and self.asked > attack.queries * _DECIDE:
                 streams, number = self._narrow(streams), 2
+            elif self.width > 1 and self.asked > attack.queries * _LOOK_AGAIN and not self.looked:
+                streams = self._look_beyond(streams)
             left = attack.queries - self.asked - self.width * cost
             probes = min(int(attack.first_probes * math.sqrt(number)), left // self.width)
             if probes < attack.first_probes:
@@ -164,7 +178,7 @@ class _Walk:
 
     def _begin(self, streams: Streams) -> Streams:
         """Puts the walks on points that fool the model, near the boundary; leaves out samples that have none."""
-        width = 1 if self.insist else min(self.attack.walks, TRIES)
+        width = 1 if self.insist else self.attack.walks
         chosen, fools = self._corners(streams.fork(0)) if self.insist else self._starts(streams.fork(0), width)
         found = fools[:, 0]
         self.spent[self.rows[~found]] = self.asked
@@ -178,10 +192,65 @@ class _Walk:
     def _starts(self, streams: Streams, width: int) -> tuple[Tensor, Tensor]:
         """The best of a variety of points ``(n, width, ...)``, and which of them fool."""
         points = start_points(self.x, self.threat.bounds, streams, self.attack.starts)
-        logits = [forward(self.model, own) for own in points.unbind(1)]
-        hits = torch.stack([self._note(own, told) for own, told in zip(points.unbind(1), logits, strict=True)], dim=1)
-        labels = torch.stack([told.argmax(1) for told in logits], dim=1)
-        return diverse(self.x, points, hits, labels, self.threat, width)
+        compared = max(_COMPARED if self.attack.queries >= 500 else 1, width)
+        near = self._approach(points, compared)
+        points, hits, _ = _pick(near, ranked(self.x, *near, self.threat)[:, :width])
+        return points, hits
+
+    def _approach(self, points: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """``count`` of the points ``(n, m, ...)``, roughly pulled to the boundary; which fool, and their labels."""
+        hits, labels = self._look(points)
+        points, hits, labels = _pick(
+            (points, hits, labels), ranked(self.x, points, hits, labels, self.threat)[:, :count]
+        )
+        if count == 1:
+            return points, hits, labels
+        flat, x = points.flatten(0, 1), self.x.repeat_interleave(count, dim=0)
+        size = self.threat.distance(flat, x)
+        low, high = torch.zeros_like(hits, dtype=size.dtype), torch.ones_like(hits, dtype=size.dtype)
+        for _ in range(_ROUGH_PULL):
+            middle = (low + high) / 2
+            hit, told = self._look(self._between(flat, middle.flatten(), size, x).view_as(points))
+            hit &= hits
+            low, high = torch.where(hit, low, middle), torch.where(hit, middle, high)
+            labels = torch.where(hit, told, labels)
+        return self._between(flat, high.flatten(), size, x).view_as(points), hits, labels
+
+    def _look(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Which of the points ``(n, m, ...)`` fool, and what the model takes them for; while samples have one walk."""
+        told = [forward(self.model, own) for own in points.unbind(1)]
+        hits = [self._note(own, logits) for own, logits in zip(points.unbind(1), told, strict=True)]
+        return torch.stack(hits, dim=1), torch.stack([logits.argmax(1) for logits in told], dim=1)
+
+    def _look_beyond(self, streams: Streams) -> Streams:
+        """Lets walks begin at classes not met yet, in place of those whose class another walk is closer to.
+
+        Random points seldom lie in the region of a class that another one surrounds or outshines. But where the
+        input moves along the boundaries met so far, their classes gain nothing, so that others come to light. The new
+        walks keep to their class, lest they come back to the boundaries that the others follow.
+        """
+        self.looked = True
+        n, width = len(self.rows), self.width
+        first = torch.arange(n, device=self.x.device) * width
+        scout = copy(self)
+        scout.x, scout.y, scout.within, scout.width = self.x[first], self.y[first], self.within[first], 1
+        normals = self.normal.view(n, width, *self.x.shape[1:])
+        points = beyond(scout.x, normals, self.threat.bounds, streams.select(first).fork(self.asked), _BEYOND)
+        new = scout._approach(points, _NEW_CLASSES)
+        own = self.point.view_as(normals)
+        old = own, self.fooling.view(n, width), scout._look(own)[1]
+        self.asked = scout.asked
+        points, hits, labels = (torch.cat(pair, dim=1) for pair in zip(old, new, strict=True))
+        pool = points, hits, labels
+        chosen = ranked(scout.x, *pool, self.threat)[:, :width]
+        fresh = (chosen >= width).flatten()
+        streams = self._take((first[:, None] + chosen.masked_fill(chosen >= width, 0)).flatten(), streams)
+        points, hits, labels = _pick(pool, chosen)
+        self.point, self.fooling = points.flatten(0, 1), hits.flatten()
+        self.within = torch.where(fresh, labels.flatten(), -1)
+        self.memories = self.memories * column(~fresh, self.memories)
+        self.gains = self.gains.masked_fill(fresh[:, None], 2.0)
+        return Streams(streams.keys ^ (chosen.flatten() * fresh * _APART), streams.counter)
 
     def _corners(self, streams: Streams) -> tuple[Tensor, Tensor]:
         """The closest fooling corner of the box among a tenth of the queries, for samples that little else fools."""
@@ -206,7 +275,7 @@ class _Walk:
         """Goes on with the closest walk of each sample."""
         distance = self._distance(self.point).masked_fill(~self.fooling, float("inf")).view(-1, self.width)
         best = torch.arange(len(distance), device=distance.device) * self.width + distance.argmin(1)
-        self.width = 1
+        self.width, self.within = 1, torch.full_like(self.within, -1)
         return self._take(best, streams)
 
     def _keep(self, keep: Tensor, streams: Streams) -> Streams:
@@ -218,6 +287,7 @@ class _Walk:
     def _take(self, walks: Tensor, streams: Streams) -> Streams:
         self.x, self.y, self.point, self.normal = (t[walks] for t in (self.x, self.y, self.point, self.normal))
         self.memories, self.gains, self.fooling = self.memories[walks], self.gains[walks], self.fooling[walks]
+        self.within = self.within[walks]
         return streams.select(walks)
 
     def _ask(self, points: Tensor) -> Tensor:
@@ -233,7 +303,7 @@ class _Walk:
         new = (distance <= self.threat.eps) & ~self.inside[self.rows]
         self.spent[self.rows] = torch.where(new, self.asked, self.spent[self.rows])
         self.inside[self.rows] |= new
-        return hit
+        return hit & _keeps(logits, self.within)
 
     def _distance(self, points: Tensor) -> Tensor:
         return self.threat.distance(points, self.x)
@@ -289,7 +359,8 @@ class _Walk:
         n, m = points.shape[:2]
         parts = points.flatten(0, 1).split(max(n, _ROWS))
         logits = torch.cat([forward(self.model, part) for part in parts])
-        return fooled(logits, self.y.repeat_interleave(m), targeted=self.threat.targeted).view(n, m)
+        hit = fooled(logits, self.y.repeat_interleave(m), targeted=self.threat.targeted)
+        return (hit & _keeps(logits, self.within.repeat_interleave(m))).view(n, m)
 
     def _arc(self, steps: int) -> None:
         """Moves to where the circle over input and point leaves the region that fools, by bisecting the angle."""
@@ -327,17 +398,17 @@ class _Walk:
         least, most = (nearest / size.clamp_min(1e-12)).clamp_max(1).to(size.dtype), torch.ones_like(size)
         for _ in range(steps):
             middle = (least + most) / 2
-            hit = self._ask(self._between(origin, middle, size))
+            hit = self._ask(self._between(origin, middle, size, self.x))
             least, most = torch.where(hit, least, middle), torch.where(hit, middle, most)
-        self.point = torch.where(column(most < 1, origin), self._between(origin, most, size), origin)
+        self.point = torch.where(column(most < 1, origin), self._between(origin, most, size, self.x), origin)
 
-    def _between(self, points: Tensor, share: Tensor, size: Tensor) -> Tensor:
+    def _between(self, points: Tensor, share: Tensor, size: Tensor, x: Tensor) -> Tensor:
         """Points at ``share`` of their distance ``size``: along the line, or for linf with their changes clipped."""
         if self.threat.norm == "linf":
             radius = column(share * size, points)
-            points = torch.clamp(points, self.x - radius, self.x + radius)
+            points = torch.clamp(points, x - radius, x + radius)
         else:
-            points = self.x + column(share, points) * (points - self.x)
+            points = x + column(share, points) * (points - x)
         return points.clamp(*self.threat.bounds)
 
 
@@ -351,3 +422,15 @@ def _box(side: int, x: Tensor) -> int:
 def _one_of(smooth: Tensor) -> Tensor:
     """Bool ``(n, 2)``: the column that belongs to the noise used."""
     return torch.stack([smooth, ~smooth], dim=1)
+
+
+def _pick(candidates: tuple[Tensor, Tensor, Tensor], places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Some of the candidates: points ``(n, m, ...)``, which fool, labels; ``places`` ``(n, count)`` among m."""
+    points, hits, labels = candidates
+    every = torch.arange(len(places), device=places.device)[:, None]
+    return points[every, places], hits.gather(1, places), labels.gather(1, places)
+
+
+def _keeps(logits: Tensor, within: Tensor) -> Tensor:
+    """Bool ``(n,)``: whether the prediction is the class ``within`` ``(n,)``, or may be any."""
+    return (within < 0) | (logits.argmax(1) == within)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ..streams import Streams
 from ..threat import Threat
@@ -33,31 +34,37 @@ def start_points(x: Tensor, bounds: tuple[float, float], streams: Streams, given
     return points.clamp(low, high)
 
 
-def diverse(
-    x: Tensor, points: Tensor, hits: Tensor, labels: Tensor, threat: Threat, count: int
-) -> tuple[Tensor, Tensor]:
-    """The closest candidates that fool, one of each class that the model takes them for before a second of any.
+def beyond(x: Tensor, normals: Tensor, bounds: tuple[float, float], streams: Streams, count: int) -> Tensor:
+    """Candidates ``(n, count, ...)`` far from ``x``, none further along any of the ``normals`` ``(n, m, ...)``."""
+    units = functional.normalize(normals.flatten(2), dim=2)
+    origin = x.flatten(1)[:, None]
+    moved = 2 * streams.normal((count, origin.shape[2])).to(x)
+    for _ in range(4):  # the bounds bring back a little of what was taken out
+        for unit in units.unbind(1):
+            along = ((origin + moved).clamp(*bounds) - origin) @ unit[:, :, None]
+            moved = moved - along.clamp_min(0) * unit[:, None]
+    return (origin + moved).clamp(*bounds).view(len(x), count, *x.shape[1:])
+
+
+def ranked(x: Tensor, points: Tensor, hits: Tensor, labels: Tensor, threat: Threat) -> Tensor:
+    """Places ``(n, m)`` of candidates: those that fool by distance, one of each class before a second of any.
 
     Regions of different classes have boundaries of their own, each with a closest point of its own.
 
     Args:
         x: ``(n, ...)``.
         points: candidates ``(n, m, ...)``.
-        hits: bool ``(n, m)``, which of them fool; labels: int64 ``(n, m)``, what the model says of them.
-
-    Returns:
-        ``(n, count, ...)``, and bool ``(n, count)``, which of these fool.
+        hits: bool ``(n, m)``, which of them fool.
+        labels: int64 ``(n, m)``, what the model takes them for.
     """
     n, m = hits.shape
     away = threat.distance(points.flatten(0, 1), x.repeat_interleave(m, dim=0)).view(n, m)
     order = away.masked_fill(~hits, float("inf")).argsort(dim=1, stable=True)
-    ranked = labels.gather(1, order)
-    alike = (ranked[:, :, None] == ranked[:, None, :]) & hits.gather(1, order)[:, None, :]
+    label = labels.gather(1, order)
+    alike = (label[:, :, None] == label[:, None, :]) & hits.gather(1, order)[:, None, :]
     before = alike.tril(-1).sum(2)  # how many closer ones are taken for the same class
     place = torch.arange(m, device=x.device)
-    chosen = order.gather(1, (before * m + place + ~hits.gather(1, order) * m * m).argsort(dim=1)[:, :count])
-    every = torch.arange(n, device=x.device)[:, None]
-    return points[every, chosen], hits.gather(1, chosen)
+    return order.gather(1, (before * m + place + ~hits.gather(1, order) * m * m).argsort(dim=1))
 
 
 def _coarse(noise: Tensor, blocks: int) -> Tensor:

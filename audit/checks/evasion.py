@@ -84,7 +84,7 @@ class Evasion(Check):
         "surrogate_agreement": "Share of the attacked inputs on which surrogate and model agree.",
     }
     cost: ClassVar[str] = "up to steps x restarts forward and backward passes per sample and radius"
-    version: ClassVar[int] = 7
+    version: ClassVar[int] = 8
 
     norm: Norm = Field(default="linf", description="How perturbations are measured: linf, l2, l1 or l0.")
     eps: Radius = Field(

@@ -9,7 +9,7 @@ import torch
 from auditorch.attacks.engine import evaluate
 from auditorch.attacks.errors import UnsupportedError
 from auditorch.attacks.evasion.hopskipjump import HopSkipJump
-from auditorch.attacks.evasion.starts import TRIES, diverse, start_points
+from auditorch.attacks.evasion.starts import TRIES, beyond, ranked, start_points
 from auditorch.attacks.models import CountingModel
 from auditorch.attacks.streams import Streams
 from auditorch.attacks.threat import Norm, Threat
@@ -34,12 +34,30 @@ def test_within_a_quarter_of_the_optimum(norm: Norm, n: int, shape: tuple[int, .
 
 
 @pytest.mark.parametrize("norm", HopSkipJump.norms)
-def test_several_starts_find_the_nearest_of_several_boundaries(norm: Norm) -> None:
+@pytest.mark.parametrize(("shape", "seed"), [((1, 6, 6), 8), ((1, 6, 6), 22), ((3, 5, 5), 30), ((12,), 40)], ids=str)
+def test_finds_the_nearest_of_several_boundaries(norm: Norm, shape: tuple[int, ...], seed: int) -> None:
     """Labels cannot tell which of three boundaries is nearest: a single start settles at whichever it meets."""
-    problem = linear_problem(12, (1, 6, 6), 4, seed=8)
+    problem = linear_problem(8, shape, 4, seed=seed)
     outcome = evaluate(HopSkipJump(), problem.model, problem.x, problem.y, Threat(norm, 0.1))
-    within = (outcome.distance <= 1.25 * problem.distance(norm)).double().mean()
-    assert within >= 0.75
+    assert (outcome.distance <= 1.25 * problem.distance(norm)).all()
+
+
+def test_looks_beyond_the_boundaries_met_so_far() -> None:
+    """Random points are taken for the class that outshines the others; without its normal those come to light."""
+    problem = linear_problem(8, (1, 6, 6), 4, seed=22)
+    weight = problem.model.get_parameter("1.weight").detach()
+    normals = (weight[1] - weight[problem.y + (problem.y == 1)]).view(8, 1, 1, 6, 6)
+    streams = Streams.from_seed(0, torch.arange(8))
+    labels, along = [], []
+    for known in (torch.zeros_like(normals), normals):
+        points = beyond(problem.x, known, (0.0, 1.0), streams.fork(0), 24)
+        assert ((points >= 0) & (points <= 1)).all()
+        labels.append(problem.model(points.flatten(0, 1)).argmax(1).view(8, 24))
+        along.append(((points - problem.x[:, None]) * normals).sum().item())
+    rivals = problem.y != 1
+    others = [(told[rivals] != 1).double().mean() for told in labels]
+    assert others[1] > 3 * others[0]
+    assert along[1] < 0.5 * along[0]
 
 
 @pytest.mark.parametrize("norm", HopSkipJump.norms)
@@ -130,9 +148,8 @@ def test_starts_belong_to_the_sample_and_differ_in_class() -> None:
     assert torch.equal(alone[0], points[1])
     labels = torch.tensor([[1, 1, 1, 2, 0, 3]])
     near = torch.tensor([1.0, 2.0, 3.0, 4.0, 0.5, 5.0]).view(1, 6, 1)
-    chosen, fools = diverse(torch.zeros(1, 1), near, labels != 0, labels, Threat("linf", 1.0), 6)
-    assert chosen.flatten().tolist() == [1.0, 4.0, 5.0, 2.0, 3.0, 0.5]
-    assert fools.tolist() == [[True] * 5 + [False]]
+    places = ranked(torch.zeros(1, 1), near, labels != 0, labels, Threat("linf", 1.0))
+    assert near.flatten()[places[0]].tolist() == [1.0, 4.0, 5.0, 2.0, 3.0, 0.5]
 
 
 @pytest.mark.parametrize(
