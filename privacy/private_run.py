@@ -17,7 +17,7 @@ from .clipping import Clipping
 from .config import DPConfig
 from .gradients.shares import numbers
 from .gradients.tape import RecordGradients, Tape, exact
-from .randomness import Noise, Streams
+from .randomness import Streams
 from .ranks import Ranks
 
 RowLoss = Callable[[Tensor, Tensor], Tensor]
@@ -111,6 +111,7 @@ class PrivateRun:
         # One block of memory holds the whole gradient: noise is drawn into it at once, sums are added to its parts.
         dtype = torch.float64 if self.parameters[0].dtype == torch.float64 else torch.float32
         self.flat = torch.zeros(sum(p.numel() for p in self.parameters), dtype=dtype, device=self.device)
+        self.fill_noise = self.streams.noise(self.flat, secure=config.secure_noise)
         self.sums = [
             part.view_as(parameter)
             for part, parameter in zip(
@@ -179,7 +180,7 @@ class PrivateRun:
     def step(self) -> None:
         """One noisy step on a fresh sample, some records at a time so that their gradients fit in memory."""
         index = self.draw()
-        self._begin_sums(self.streams.noise(self.state.steps, self.device, secure=self.config.secure_noise))
+        self._begin_sums(self.state.steps)
         with self._random_layers():
             for part in self._parts(self.ranks.share(index)):
                 self._accumulate(part)
@@ -196,14 +197,14 @@ class PrivateRun:
         needed = len(index) * self.config.views / self.physical
         return index.tensor_split(math.ceil(needed) if self.config.physical_batch else max(1, round(needed)))
 
-    def _begin_sums(self, noise: Noise) -> None:
+    def _begin_sums(self, step: int) -> None:
         """Fills the gradient with its noise, in the first process; weights and noise are divided by the expected batch
         size, never by the drawn one, which would give away how many records were drawn."""
         size = self.noise * self.clipping.bound / self.config.batch_size
         if size == 0 or not self.ranks.first:
             self.flat.zero_()
         else:
-            noise(self.flat, size)
+            self.fill_noise(self.flat, size, step)
 
     def _finish_sums(self) -> None:
         self.ranks.add_up(self.flat)

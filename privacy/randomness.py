@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .gaussian import fill_normal
+from .gaussian import Gaussian
 
 Purpose = Literal["sampling", "noise", "count", "dropout", "augmentation"]
 
-Noise = Callable[[Tensor, float], None]
-"""``noise(out, size)`` overwrites ``(n,)`` with normal numbers of standard deviation ``size``."""
+Noise = Callable[[Tensor, float, int], None]
+"""``noise(out, size, step)`` overwrites ``(n,)`` with a step's normal numbers of standard deviation ``size``."""
 
 _STATE_OFFSET = 24
 _STATE_WORDS = 624
@@ -57,33 +58,40 @@ class Streams:
         words[:] = np.frombuffer(self._bytes(purpose, step, 4 * _STATE_WORDS), dtype="<u4")
         return generator.set_state(torch.from_numpy(state))
 
-    def noise(self, step: int, device: torch.device, *, secure: bool = False) -> Noise:
-        """The noise of one step: on the CPU from a cipher whose key is of 256 bits, elsewhere from torch's generator.
+    def noise(self, like: Tensor, *, secure: bool = False) -> Noise:
+        """The noise of all steps: on the CPU from a cipher with a key of 256 bits, elsewhere from torch's generator.
 
         Args:
+            like: of the type and on the device of what will be filled.
             secure: each number is half the sum of four, of which no single one can be read off (arXiv 2107.10138).
         """
-        if device.type == "cpu":
-            secrets = self._bytes("noise", step, 4 * 32)
-            keys = iter([secrets[i : i + 32] for i in range(0, len(secrets), 32)])
+        device = like.device
+        source = Gaussian(self._bytes("noise", 0, 32), _numpy(like)) if device.type == "cpu" else None
 
-            def fill(out: Tensor, size: float) -> None:
-                fill_normal(out.numpy(), size, next(keys))
-        else:
+        def fills(step: int) -> Iterator[Callable[[Tensor, float], object]]:
+            """One after the other, so that no numbers come twice."""
+            if source is not None:
+                for stream in range(4 * step, 4 * step + 4):
+                    yield partial(_fill, source, stream)
+                return
             generator = self.generator("noise", step, device)
-            torch.randn(1, device=device, generator=generator)  # Gaussians come in pairs: begin with a second one
+            if secure:
+                torch.randn(1, device=device, generator=generator)  # Gaussians come in pairs: begin with a second one
+            while True:
+                yield lambda out, size: out.normal_(0, size, generator=generator)
 
-            def fill(out: Tensor, size: float) -> None:
-                out.normal_(0, size, generator=generator)
-
-        def four(out: Tensor, size: float) -> None:
-            fill(out, size / 2)
+        def noise(out: Tensor, size: float, step: int) -> None:
+            following = fills(step)
+            if not secure:
+                next(following)(out, size)
+                return
+            next(following)(out, size / 2)
             one = torch.empty_like(out)
             for _ in range(3):
-                fill(one, size / 2)
+                next(following)(one, size / 2)
                 out += one
 
-        return four if secure else fill
+        return noise
 
     def seed(self, purpose: Purpose, step: int) -> int:
         """A seed of 63 bits, for what can only be seeded."""
@@ -91,3 +99,11 @@ class Streams:
 
     def _bytes(self, purpose: Purpose, step: int, count: int) -> bytes:
         return hashlib.shake_256(self.key + f"/{purpose}/{step}".encode()).digest(count)
+
+
+def _numpy(like: Tensor) -> type[np.float32] | type[np.float64]:
+    return np.float64 if like.dtype == torch.float64 else np.float32
+
+
+def _fill(source: Gaussian, stream: int, out: Tensor, size: float) -> None:
+    source.fill(out.numpy(), size, stream)
