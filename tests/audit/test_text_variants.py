@@ -14,6 +14,7 @@ from auditorch.audit.checks.base import encoded
 from auditorch.audit.checks.membership import Membership
 from auditorch.audit.errors import UnsupportedError
 from auditorch.audit.loading.model import load
+from auditorch.audit.loading.tokens import TokenEncode
 from auditorch.audit.runner import run_audit
 from auditorch.audit.samples import Samples
 from auditorch.audit.spec import load_spec, parse_spec
@@ -21,6 +22,7 @@ from auditorch.audit.target import Target
 from auditorch.audit.variants import training
 from auditorch.audit.variants.dp_sgd import DPSGDVariant
 from auditorch.audit.variants.fine_tuning import FineTuningVariant
+from auditorch.audit.variants.freelb import FreeLBVariant
 from auditorch.audit.variants.student import StudentVariant
 from auditorch.audit.variants.sweep import SweepVariant
 from auditorch.audit.variants.text_augmentation import TextAugmentationVariant
@@ -333,3 +335,30 @@ def test_what_has_no_smaller_copy_is_refused_with_the_reason(project: Path, targ
         variant.build(target, test, context(project, tmp_path))
     with pytest.raises(UnsupportedError, match=r"takes a transformers model.*distillation trains a student"):
         variant.wrap(torch.nn.Sequential(torch.nn.Embedding(9, 4), torch.nn.Flatten()))
+
+
+class Bag(torch.nn.Module):
+    """The mean of word embeddings, for ids alone ``(n, t)``."""
+
+    def __init__(self, padding_idx: int | None) -> None:
+        super().__init__()
+        self.words = torch.nn.Embedding(8, 4, padding_idx=padding_idx)
+        self.head = torch.nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.words(x).mean(1))
+
+
+@pytest.mark.parametrize(("padding_idx", "pad", "told"), [(None, None, True), (0, None, False), (None, 0, False)])
+def test_freelb_says_when_nothing_tells_what_pads(
+    padding_idx: int | None, pad: int | None, told: bool, tmp_path: Path
+) -> None:
+    def tokens(texts: list[str]) -> torch.Tensor:
+        return torch.tensor([[len(word) % 8 for word in (text.split() + [""] * 4)[:4]] for text in texts])
+
+    texts, labels = np.array(["a bb", "ccc", "dddd a", "bb"], dtype=object), np.array([0, 1, 1, 0])
+    data = Samples(texts, labels, np.arange(4), list("abcd"), ("no", "yes"), "toy", "8" * 64)
+    bag = Target(Bag(padding_idx), TokenEncode(tokens), ("no", "yes"), "text", (0.0, 1.0), CPU, "9" * 64)
+    variant = FreeLBVariant(train="train", epochs=1, batch_size=4, pad=pad)
+    built = variant.build(bag, data, FakeContext(tmp_path, variant="variant", seed=0, sources={"train": data}))
+    assert any("name its id in `pad`" in warning for warning in built.warnings) == told
