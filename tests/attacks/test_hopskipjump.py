@@ -16,6 +16,7 @@ from auditorch.attacks.threat import Norm, Threat
 from torch import Tensor, nn
 
 from .oracles import linear_problem
+from .syncs import Syncs
 
 CASES = [*itertools.product([1, 3], [(12,), (1, 6, 6)]), (8, (3, 5, 5))]
 
@@ -173,3 +174,14 @@ def test_smooth_noise_helps_where_the_boundary_is_smooth(norm: Norm, most: float
         for side in (0, 1)
     )
     assert smooth < most * white
+
+
+@pytest.mark.parametrize("norm", HopSkipJump.norms)
+def test_the_host_waits_for_nothing_within_a_round(norm: Norm) -> None:
+    problem = linear_problem(2, (12,), 3)
+    counts = []
+    for queries in (500, 2500):
+        with Syncs() as syncs:
+            HopSkipJump(queries=queries)(problem.model, problem.x, problem.y, Threat(norm, 0.1))
+        counts.append(syncs.count)
+    assert counts[0] == counts[1] <= 8
