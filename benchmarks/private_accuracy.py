@@ -77,6 +77,14 @@ def pretrained() -> nn.Module:
     return module
 
 
+def tempered() -> nn.Module:
+    """The same with tanh, whose bounded values keep gradients short (arXiv 2007.14191)."""
+    module = pretrained()
+    for name in ("relu1", "relu2", "relu3"):
+        setattr(module, name, nn.Tanh())
+    return module
+
+
 RECIPES = {
     "scattering": Recipe(
         "scattering features, linear classifier", scattered, linear, {1: 20, 3: 40, 8: 60}, 8192, 16.0, 0.1, 0.9
@@ -84,6 +92,7 @@ RECIPES = {
     "demo": Recipe(
         "the demo's network, pre-trained on MNIST", lambda x: x, pretrained, {1: 10, 3: 15, 8: 20}, 2048, 4.0, 0.5, 0.9
     ),
+    "tanh": Recipe("the demo's network with tanh", lambda x: x, tempered, {1: 12, 3: 20, 8: 25}, 4096, 4.0, 0.5, 0.9),
 }
 
 
