@@ -131,7 +131,8 @@ BLACK_BOX = {
     "boundary": (BoundaryART(max_queries=2000), 1.25),
     "signopt": (SignOPTART(max_queries=1500, directions=20, samples=50), 1.25),
     # Not made to be minimal, as their docstrings say: all features move at one pace.
-    "simba": (SimBAART(), 1.55),
+    "simba": (SimBAART(), 1.9),
+    "simba-small-steps": (SimBAART(step_size=0.1), 1.55),
     "zoo": (ZOOART(adam_steps=60), 1.55),
 }
 WHITE_BOX = {

@@ -104,7 +104,7 @@ class SimBAART(ARTAttack):
     """https://arxiv.org/abs/1905.07121. Changes one random feature at a time if that helps; needs scores. l2, images.
 
     Made to fool in few queries, not by the smallest change: every feature moves by the same step, so that on linear
-    models it ends 1.3 to 1.5 times as far as need be.
+    models it ends 1.5 to 1.9 times as far as need be, with steps of 0.1 1.3 to 1.55 times.
 
     Args:
         step_size: how much a feature changes at a time, as a share of the bounds' width; smaller ones end closer and
@@ -112,7 +112,7 @@ class SimBAART(ARTAttack):
         max_queries: most queries for a sample; two for each feature tried.
     """
 
-    step_size: float = 0.1
+    step_size: float = 0.2
     max_queries: int = 5000
 
     toolbox: ClassVar[str] = "simba:SimBA"
