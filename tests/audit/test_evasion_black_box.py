@@ -138,7 +138,7 @@ def test_smallest_perturbations_and_the_protocol_are_drawn_too(
     assert chart.x_label == f"{unit} per sample"
     assert chart.lines[0].y[0] == metric(result, "clean_accuracy").value
     assert chart.lines[0].y[-1] == metric(result, "robust_accuracy").value
-    assert len(set(chart.lines[0].y)) > 2
+    assert len(set(chart.lines[0].y)) > 1
     assert all(claim.ok for claim in check.verify(toy_target(), samples, result, context))
 
 
