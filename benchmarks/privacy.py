@@ -2,6 +2,7 @@
 
     python benchmarks/privacy.py steps --networks cnn transformer --batches 64 512
     python benchmarks/privacy.py steps --batches 64 --methods auditorch --seconds 20 --cpu-time
+    python benchmarks/privacy.py account --networks cnn --batches 64 --cpu-time
     python benchmarks/privacy.py accuracy --idx /usr/share/datasets/fashion-mnist
 
 Steps are taken in turns and back, in one process, and every ratio is to the plain step of the same round, so that a
@@ -20,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from private_account import account
 from private_accuracy import RECIPES, accuracy_table
 from private_steps import METHODS, NETWORKS, quiet, steps
 
@@ -31,6 +33,8 @@ def main() -> None:
     quiet()
     if options.what == "steps":
         step_tables(options)
+    elif options.what == "account":
+        account_tables(options)
     else:
         accuracy_table(options.idx, options.recipes, options.epsilons, options.scale, options.records)
 
@@ -38,7 +42,7 @@ def main() -> None:
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["steps", "accuracy"])
+    parser.add_argument("what", choices=["steps", "account", "accuracy"])
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=["cnn", "demo", "transformer"])
     parser.add_argument("--batches", nargs="+", type=int, default=[64, 512])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="beside the plain step")
@@ -71,6 +75,16 @@ def step_tables(options: argparse.Namespace) -> None:
                 low, ratio, high = statistics.quantiles(a / b for a, b in zip(times, taken["plain"], strict=True))
                 raised = peak_megabytes(methods[method])
                 print(f"| {method} | {ratio:.2f} | {low:.2f} to {high:.2f} | {raised} |", flush=True)
+
+
+def account_tables(options: argparse.Namespace) -> None:
+    """Parts of a step of ours and of the plain one, over a hundred rounds."""
+    clock = time.process_time if options.cpu_time else time.perf_counter
+    for name in options.networks:
+        for batch in options.batches:
+            print(f"\n{name}, batch {batch}\n\n| part | ms |\n|---|---|")
+            for label, value in account(name, batch, 100, clock).items():
+                print(f"| {label} | {value:.2f} |", flush=True)
 
 
 def timed(methods: dict[str, Callable[[], None]], seconds: float, clock: Callable[[], float]) -> dict[str, list[float]]:
