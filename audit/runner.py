@@ -347,6 +347,7 @@ class Run:
                 "model": model_sha256,
                 "data": data if isinstance(what, Check) else None,
                 "files": {source: self._files[source] for source in what.files()},
+                "surroundings": dict(what.surroundings()),
                 "seed": seed,
                 "trust": self._spec.model.trust,
                 "torch": torch.__version__,

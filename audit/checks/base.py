@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -119,6 +119,10 @@ class Check(BaseModel):
     def files(self) -> tuple[str, ...]:
         """Data the check reads besides ``samples`` (paths as in the spec); their hashes join the cache key."""
         return ()
+
+    def surroundings(self) -> Mapping[str, Any]:
+        """What the check takes from the machine unasked, as plain values; it joins the cache key."""
+        return {}
 
     def verify(self, target: Target, samples: Samples, result: Result, context: Context) -> Iterator[Claim]:
         """Re-checks what ``result`` claims against its evidence and the reloaded model."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from ...attacks.models import attacking
 from ...attacks.statistics import bootstrap_sums, percentile_interval
 from ...attacks.text.passage import Passage
+from ...attacks.text.resources.places import word_lists
 from ...attacks.text.victim import broken
 from ...reports.record import Chart, Excerpt, Excerpts, Figure, Finding, Line, Metric, Result, Table
 from ..attribution.findings import STANDARDS
@@ -132,6 +133,9 @@ class TextAttribution(Check):
     def required(self) -> frozenset[Access]:
         white_box = set(self.methods) & WHITE_BOX or self.attack in WHITE_BOX_ATTACKS
         return frozenset({"gradients" if white_box else "scores"})
+
+    def surroundings(self) -> dict[str, int]:
+        return word_lists()
 
     def run(self, target: Target, samples: Samples, context: Context) -> Result:
         texts = Texts.of(target, samples, self.samples, int(self.column == "second"))

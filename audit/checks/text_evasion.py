@@ -18,6 +18,7 @@ from ...attacks.text.engine import TextOutcome, attack_texts
 from ...attacks.text.passage import Passage
 from ...attacks.text.recipes import FREE, RECIPES, SEARCHES, Limits, Resources, build, guard_of, guards
 from ...attacks.text.requests import Service
+from ...attacks.text.resources.places import word_lists
 from ...attacks.text.services import Batched
 from ...attacks.text.victim import Victim, broken
 from ...reports.record import Metric, Result
@@ -160,6 +161,9 @@ class TextEvasion(Check):
         models = (self.encoder, self.language_model, self.masked_model)
         lists = (self.wordnet, self.vectors, self.misspellings, self.lexicon)
         return tuple(path for path in (*models, *lists) if path is not None)
+
+    def surroundings(self) -> dict[str, int]:
+        return word_lists()
 
     def run(self, target: Target, samples: Samples, context: Context) -> Result:
         texts = Texts.of(target, samples, self.limit, int(self.column == "second"))

@@ -53,6 +53,10 @@ class Variant(BaseModel):
         """Data the variant reads (paths as in the spec); their hashes join the cache key."""
         return ()
 
+    def surroundings(self) -> Mapping[str, Any]:
+        """What the variant takes from the machine unasked, as plain values; it joins the cache key."""
+        return {}
+
     def expanded(self) -> tuple[Variant, ...]:
         """The variants that one entry of the spec stands for: itself, unless an option lists several values."""
         return (self,)

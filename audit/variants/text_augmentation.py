@@ -16,6 +16,7 @@ from ...attacks.models import attacking
 from ...attacks.text.encoded import EncodedModel
 from ...attacks.text.engine import TextOutcome, attack_texts
 from ...attacks.text.recipes import FREE, RECIPES, Resources, build
+from ...attacks.text.resources.places import word_lists
 from ...attacks.text.victim import Raw, Victim
 from ...defenses.objectives import CrossEntropy
 from ...reports.record import Metric
@@ -56,6 +57,9 @@ class TextAugmentationVariant(TrainingVariant):
         if attack not in OFFERED:
             raise ValueError(registry.unknown("text attack for training", attack, OFFERED))
         return attack
+
+    def surroundings(self) -> dict[str, int]:
+        return word_lists()
 
     def build(self, target: Target, samples: Samples, context: Context) -> Built:
         del samples  # the audit's data: a variant must not learn from it

