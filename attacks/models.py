@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Literal
 
 import torch
@@ -15,6 +15,7 @@ from .batching import bucket
 from .errors import UnsupportedError
 
 Precision = Literal["float32", "bfloat16"]
+_NOTHING = nullcontext()
 
 
 @contextmanager
@@ -73,10 +74,13 @@ class CountingModel:
         self.forwards += len(x)
         if self.channels_last and x.dim() == 4:
             x = x.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+        device, half = x.device.type, self.precision == "bfloat16"
+        # Entering a context that changes nothing costs more than a small layer.
+        with torch.autocast(device, torch.bfloat16, half) if half or torch.is_autocast_enabled(device) else _NOTHING:
             logits = self.model(x)
         if isinstance(logits, Tensor):
-            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            if logits.dtype not in (torch.float32, torch.float64):
+                logits = logits.float()
             if logits.requires_grad:
                 logits.register_hook(self._count_backward)
         return logits

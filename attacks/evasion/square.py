@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from dataclasses import dataclass, fields
 from itertools import takewhile
 from typing import ClassVar
@@ -243,7 +244,7 @@ class _Search:
     def share(self, query: int) -> float:
         """Share of pixels that a proposal changes."""
         position = int(query / self.queries * 10_000)
-        return self.p_init / 2 ** sum(position > limit for limit in _HALVINGS)
+        return self.p_init / 2 ** bisect_left(_HALVINGS, position)
 
     def start(self, x: Tensor, streams: Streams) -> Tensor:
         """Vertical stripes for linf, a grid of bumps otherwise; on the ball's surface, inside the bounds."""
