@@ -60,8 +60,8 @@ bench-privacy: .venv/.installed  ## What a private step costs, beside Opacus; wi
 	$(BIN)/python benchmarks/shadow.py $(if $(IDX),--idx $(IDX))
 	$(BIN)/python benchmarks/leak_detectors.py
 
-bench-text: .venv/.installed  ## PEERS=DIR holds TextAttack, WORDNET=DIR the files of WordNet; needs what demo-text makes
-	$(BIN)/python benchmarks/text.py $(if $(PEERS),--peers $(PEERS)) $(if $(WORDNET),--wordnet $(WORDNET))
+bench-text: .venv/.installed  ## PEERS=DIR holds TextAttack, WORDNET=DIR the files of WordNet (TEXT="--models cnn" for a part); needs demo-text
+	$(BIN)/python benchmarks/text.py $(if $(PEERS),--peers $(PEERS)) $(if $(WORDNET),--wordnet $(WORDNET)) $(TEXT)
 
 wheel-check: .venv/.installed  ## Build the wheel, install it in a fresh environment, use it from another folder
 	rm -rf build/wheel build/lib build/bdist.* && mkdir -p build/wheel

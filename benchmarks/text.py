@@ -30,8 +30,11 @@ from text_subjects import Subject, cnn, minilm, snippets
 SEEN = 400
 """Texts at the beginning of the test set that were looked at while the attacks were written."""
 
-_AT_A_TIME = 8
-"""Texts of one turn with MiniLM."""
+_AT_A_TIME, _AT_A_TIME_PUBLISHED = 8, 4
+"""Texts of one turn with MiniLM; fewer where there are fewer texts, so that there are turns to compare."""
+
+_PUBLISHED = {"deepwordbug": 20, "pwws": 12}
+"""Texts for MiniLM in TextAttack's own wrapper, which takes 4 and 20 seconds a text."""
 
 Attacker = Callable[[Sequence[int]], list[PeerResult]]
 
@@ -76,13 +79,14 @@ def compare(subject: Subject, recipe: str, texts: list[str], y: torch.Tensor, op
     """Ours in both precisions; beside theirs padded as we do, and beside theirs as published."""
     large = subject.name == "MiniLM"
     n = options.samples_transformer if large else options.samples
-    wrappers: list[tuple[str, Any, int]] = []
+    wrappers: list[tuple[str, Any, int, int]] = []
     if options.peers and "padded" in options.by:
-        wrappers.append(("TextAttack, padded to the batch", plain_wrapper(subject.logits), n))
+        wrappers.append(("TextAttack, padded to the batch", plain_wrapper(subject.logits), n, _AT_A_TIME))
     if options.peers and "published" in options.by:
         label = f"TextAttack, its own wrapper (pads to {512 if large else 128})"
-        wrappers.append((label, published_wrapper(subject), options.samples_published if large else n))
-    for label, wrapper, count in wrappers or [("", None, n)]:
+        few = min(n, options.samples_published or _PUBLISHED.get(recipe, n))
+        wrappers.append((label, published_wrapper(subject), few if large else n, _AT_A_TIME_PUBLISHED))
+    for label, wrapper, count, at_a_time in wrappers or [("", None, n, _AT_A_TIME)]:
         ours = [Contestant("auditorch", our_attack(subject, recipe, texts, y, options, "float32"))]
         if large:  # a small one gains nothing
             half = our_attack(subject, recipe, texts, y, options, "bfloat16")
@@ -90,7 +94,7 @@ def compare(subject: Subject, recipe: str, texts: list[str], y: torch.Tensor, op
         theirs = [Contestant(label, their_attack(wrapper, recipe, texts, y, options))] if label else []
         for one in (*ours, *theirs):
             one.attack([len(texts) - 1])  # warm
-        for part in torch.arange(count).split(_AT_A_TIME) if large else torch.arange(count).chunk(options.rounds):
+        for part in torch.arange(count).split(at_a_time) if large else torch.arange(count).chunk(options.rounds):
             # What ours finds does not depend on the company; a small model is quick in large company.
             for one in ours:
                 one.turn(part.tolist() if large else range(count))
@@ -181,7 +185,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=200, help="texts for the CNN")
     parser.add_argument("--samples-transformer", type=int, default=48, help="texts for MiniLM")
     parser.add_argument(
-        "--samples-published", type=int, default=20, help="texts for MiniLM in TextAttack's own wrapper"
+        "--samples-published", type=int, help="texts for MiniLM in TextAttack's own wrapper: 20, for pwws 12"
     )
     parser.add_argument("--rounds", type=int, default=20, help="turns of ours and theirs with the CNN")
     parser.add_argument("--budget", type=int, default=200)

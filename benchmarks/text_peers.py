@@ -157,10 +157,10 @@ def published_wrapper(subject: Subject) -> Any:
 
     if isinstance(subject.module, HuggingFaceClassifier):
         return HuggingFaceModelWrapper(subject.module.body, subject.tokenizer)
-    encode: Any = subject.encode
+    tokenizer: Any = subject.tokenizer
 
     def fixed(texts: Sequence[str]) -> list[list[int]]:
-        rows = [encode.ids(text) for text in texts]
+        rows = [tokenizer.ids(text) for text in texts]
         return [row + [0] * (128 - len(row)) for row in rows]
 
     return PyTorchModelWrapper(subject.module, fixed)

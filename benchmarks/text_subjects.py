@@ -15,6 +15,7 @@ import torch
 from auditorch.attacks.text.encoded import EncodedModel, Precision, quick
 from auditorch.attacks.text.victim import Quick
 from auditorch.audit.loading.huggingface import read_huggingface
+from auditorch.audit.loading.tokens import token_encode
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -146,4 +147,4 @@ def cnn(folder: Path) -> Subject:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    return Subject("word CNN", model.eval().requires_grad_(False), tokenizer, tokenizer)
+    return Subject("word CNN", model.eval().requires_grad_(False), tokenizer, token_encode(tokenizer))

@@ -105,7 +105,7 @@ class Limits:
 
 def deepwordbug(_: Resources) -> TextAttack:
     """Swapped, substituted, deleted and inserted characters; edit distance at most 30 (arXiv 1801.04354)."""
-    return TextAttack((Characters(tries=1),), (KEEP_STOPWORDS, EditDistance(30)), Importance("unk", again=4))
+    return TextAttack((Characters(tries=1),), (KEEP_STOPWORDS, EditDistance(30)), Importance("alone", again=8))
 
 
 def characters(_: Resources) -> TextAttack:
@@ -216,6 +216,7 @@ SEARCHES: Mapping[str, Search] = MappingProxyType(
     {
         "importance": Importance("delete"),
         "importance_unk": Importance("unk"),
+        "importance_alone": Importance("alone"),
         "saliency": Importance("saliency"),
         "gradient": Importance("gradient"),
         "greedy": Greedy(),

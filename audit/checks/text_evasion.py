@@ -61,7 +61,7 @@ class TextEvasion(Check):
     """
 
     name: ClassVar[str] = "text_evasion"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     title: ClassVar[str] = "Adversarial robustness of texts"
     question: ClassVar[str] = "How small a change of the input makes the model err?"
     requires: ClassVar[frozenset[Access]] = frozenset({"labels"})

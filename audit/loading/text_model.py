@@ -17,7 +17,7 @@ from ..target import Access, Encode
 from .huggingface import adapted, is_huggingface, read_huggingface
 from .pipelines import Passed, PipelineEncode, is_pipeline, is_skops, pipeline_access, pipeline_order, read_pipeline
 from .python_factory import load_factory
-from .tokens import HuggingFaceEncode, TokenEncode, as_texts
+from .tokens import HuggingFaceEncode, as_texts, token_encode
 from .weights import load_weights, read_weights
 
 _ALL: frozenset[Access] = frozenset({"gradients", "scores", "labels"})
@@ -105,7 +105,7 @@ def _from_factory(spec: Spec, named: tuple[str, ...] | None) -> TextModel:
     if hasattr(tokenizer, "get_vocab") and hasattr(body, "config"):
         module, encode = adapted(body, tokenizer, model.preprocessing.max_length)
         return TextModel(module, encode, origin)
-    return TextModel(body, TokenEncode(tokenizer), origin)
+    return TextModel(body, token_encode(tokenizer), origin)
 
 
 def _pipeline(pipeline: Any, named: tuple[str, ...] | None, *origin: str) -> TextModel:

@@ -97,7 +97,8 @@ class TokenEncode:
 
     Attributes:
         tokenizer: callable on a list of texts (or pairs); it may have ``offsets(texts)``, the characters that each
-            token stands for, and ``vocabulary``, ids of words, which gradient attacks need.
+            token stands for, and ``vocabulary``, ids of words, which gradient attacks need. With ``filled`` and
+            ``padded`` it says what is padding: :class:`PaddedTokenEncode`.
     """
 
     tokenizer: Callable[[list[Any]], Any] = field(repr=False)
@@ -121,6 +122,42 @@ class TokenEncode:
 
     def words(self) -> dict[str, int]:
         return dict(getattr(self.tokenizer, "vocabulary", {}))
+
+
+@dataclass(frozen=True, slots=True)
+class PaddedTokenEncode(TokenEncode):
+    """The same of a tokenizer that says what is padding, so that texts of similar length can be computed together.
+
+    By having both methods a tokenizer promises that the model's answer does not depend on how much padding a text has.
+    Nothing else is taken for that promise: an id for padding alone does not say that the model leaves it out.
+
+    Attributes:
+        tokenizer: has ``filled(x)``, bool ``(n, t)``, the places of encoded texts that are no padding, and
+            ``padded(x, places)``, the same texts with room for so many of these, or for those of the longest.
+    """
+
+    def filled(self, x: Tensor) -> Tensor:
+        """Which places of each encoded text are no padding, bool ``(n, t)``."""
+        found = torch.as_tensor(self.tokenizer.filled(x))  # type: ignore[attr-defined]
+        if found.dtype != torch.bool or found.shape != (len(x), x.shape[-1]):
+            raise ModelError(
+                f"the tokenizer's filled() returns {found.dtype} of shape {tuple(found.shape)} for ids of shape "
+                f"{tuple(x.shape)}: it must return bool (n, t)"
+            )
+        return found
+
+    def padded(self, x: Tensor, places: int) -> Tensor:
+        """Encoded texts with room for so many places, or for those of the longest."""
+        found = torch.as_tensor(self.tokenizer.padded(x, places))  # type: ignore[attr-defined]
+        if not torch.equal(found[self.filled(found)], x[self.filled(x)]):
+            raise ModelError("the tokenizer's padded() changes the tokens of texts: it may only add and remove padding")
+        return found
+
+
+def token_encode(tokenizer: Callable[[list[Any]], Any]) -> TokenEncode:
+    """The encoder of a factory's tokenizer, which tells padding where the tokenizer does."""
+    tells = all(callable(getattr(tokenizer, name, None)) for name in ("filled", "padded"))
+    return (PaddedTokenEncode if tells else TokenEncode)(tokenizer)
 
 
 class HuggingFaceClassifier(nn.Module):

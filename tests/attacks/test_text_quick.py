@@ -171,6 +171,28 @@ def test_saliency_stops_looking_for_edits_when_those_found_break_the_model_toget
     assert text == "fine cat bad"
 
 
+def ranked_alone(text: str, budget: int) -> tuple[bool, list[str]]:
+    asked, seen = recorder(word_logits)
+    attack = TextAttack((Misspelt({"good": ("house",), "great": ("awful",)}),), (), Importance("alone"))
+    outcome = attack_texts(attack, asked, [text], torch.tensor([1]), budget=budget)
+    return bool(outcome.success), seen
+
+
+def test_words_are_ranked_by_what_they_say_alone() -> None:
+    success, seen = ranked_alone("a good, great film", 50)
+    assert success
+    assert sorted(seen[1:5]) == ["a", "film", "good", "great"]
+    assert seen[5] == "a good, awful film", "the one that speaks most clearly for the label comes first"
+
+
+def test_ranking_leaves_half_of_the_budget_to_edits() -> None:
+    text = "this is a film about the house that has great rooms"
+    success, seen = ranked_alone(text, 8)
+    assert success
+    assert sorted(seen[1:5]) == ["a", "film", "is", "this"]
+    assert seen[5] == text.replace("great", "awful")
+
+
 @given(st.text(st.characters(codec="ascii"), max_size=40))
 def test_plain_english_splits_as_any_other_text(text: str) -> None:
     assert Passage.of(text).words == Passage.of(text + " é").words[:-1]

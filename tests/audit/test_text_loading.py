@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from auditorch.attacks.text.encoded import EncodedModel, quick
 from auditorch.audit.errors import AuditError, DataError, ModelError, UnsafeModelError
 from auditorch.audit.loading.model import describe_target, load
 from auditorch.audit.loading.tables_of_text import read_text_table
+from auditorch.audit.loading.tokens import PaddedTokenEncode, token_encode
 from auditorch.audit.samples import Samples
 from auditorch.audit.spec import load_spec, parse_spec
 from auditorch.audit.target import Target
@@ -143,6 +145,67 @@ def test_a_skops_file_is_read_and_unknown_types_are_refused(project: Path, tmp_p
 
 class Odd:
     """A type that skops does not know."""
+
+
+class Columns:
+    """Lengths of words as ids, 0 for padding."""
+
+    def __call__(self, texts: list[str]) -> torch.Tensor:
+        rows = [[len(word) for word in text.split()] for text in texts]
+        longest = max(map(len, rows)) + 1
+        return torch.tensor([row + [0] * (longest - len(row)) for row in rows])
+
+
+class Telling(Columns):
+    """Says what is padding."""
+
+    def filled(self, x: torch.Tensor) -> torch.Tensor:
+        return x > 0
+
+    def padded(self, x: torch.Tensor, places: int) -> torch.Tensor:
+        width = max(places, int((x > 0).sum(1).max())) + 1
+        return torch.nn.functional.pad(x, (0, max(width - x.shape[1], 0)))[:, :width]
+
+
+class Mean(torch.nn.Module):
+    """The mean over all places, padding among them: no batch may change how much of it a text has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: list[tuple[int, ...]] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.shapes.append(tuple(x.shape))
+        mean = x.float().mean(1)
+        return torch.stack([mean, -mean], 1)
+
+
+def test_only_a_tokenizer_that_tells_padding_has_its_texts_padded_anew() -> None:
+    texts, module = ["a", "a bb ccc dddd", "bb"], Mean()
+    model = quick(EncodedModel(token_encode(Telling()), module, CPU, rows=2), "float32").logits
+    assert model(texts)[:, 0].tolist() == [1 / 2, 10 / 5, 2 / 2]
+    assert module.shapes == [(2, 2), (1, 5)]
+    assert model(["bb", "a bb"])[:, 0].tolist() == [1.0, 1.0], "the first is known from before"
+    assert module.shapes[2:] == [(1, 3)]
+    module = Mean()
+    plain = EncodedModel(token_encode(Columns()), module, CPU, rows=2)
+    assert plain(texts)[:, 0].tolist() == pytest.approx([1 / 5, 10 / 5, 2 / 5])
+    assert module.shapes == [(2, 5), (1, 5)]
+    half: Any = Columns()
+    half.filled, half.pad_token_id = Telling().filled, 0
+    assert not hasattr(token_encode(half), "filled"), "one of the two does not say it, nor does an id"
+
+
+def test_a_tokenizer_that_tells_padding_wrongly_is_refused() -> None:
+    liar: Any = Telling()
+    encode, x = token_encode(liar), liar(["a bb", "c"])
+    assert isinstance(encode, PaddedTokenEncode)
+    liar.padded = lambda x, _: x[:, :1]
+    with pytest.raises(ModelError, match="changes the tokens"):
+        encode.padded(x, 1)
+    liar.filled = lambda x: x
+    with pytest.raises(ModelError, match="must return bool"):
+        encode.filled(x)
 
 
 def test_what_is_no_text_model_is_refused_with_the_reason(project: Path, tmp_path: Path) -> None:
