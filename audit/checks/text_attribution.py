@@ -87,7 +87,7 @@ class TextAttribution(Check):
     """
 
     name: ClassVar[str] = "text_attribution"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     title: ClassVar[str] = "Explanations of texts"
     question: ClassVar[str] = "Why does it decide so?"
     requires: ClassVar[frozenset[Access]] = frozenset({"scores"})
