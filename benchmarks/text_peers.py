@@ -92,7 +92,7 @@ def load_textattack(folder: Path) -> Any:
     nltk.data.path.insert(0, str(data.parent.parent))
     import textattack
 
-    logging.getLogger("textattack").setLevel(logging.ERROR)
+    textattack.shared.logger.setLevel(logging.ERROR)
     return textattack
 
 
