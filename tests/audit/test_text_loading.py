@@ -196,6 +196,35 @@ def test_only_a_tokenizer_that_tells_padding_has_its_texts_padded_anew() -> None
     assert not hasattr(token_encode(half), "filled"), "one of the two does not say it, nor does an id"
 
 
+TELLING = """
+
+class Telling:
+    __call__ = staticmethod(tokenize)
+
+    def filled(self, x):
+        return x > 0
+
+    def padded(self, x, places):
+        width = max(places, int((x > 0).sum(1).max()))
+        return nn.functional.pad(x[:, :width], (0, max(width - x.shape[1], 0)))
+
+
+def telling():
+    return Bag(), Telling()
+"""
+
+
+def test_an_audit_knows_what_a_factory_tokenizer_tells(project: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text(FACTORY + TELLING)
+    data = {"source": str(project / "test.csv")}
+    plain, told = (loaded(tmp_path, {"factory": f"model.py:{name}"}, data)[0] for name in ("build", "telling"))
+    assert not hasattr(plain.encode, "filled")
+    assert isinstance(told.encode, PaddedTokenEncode)
+    texts = ["good film", "a poor copy of something", "bad"]
+    memory = quick(EncodedModel(told.encode, told.module, CPU, rows=1), "float32").logits
+    assert torch.allclose(memory(texts), plain.module(plain.encode(texts)))
+
+
 def test_a_tokenizer_that_tells_padding_wrongly_is_refused() -> None:
     liar: Any = Telling()
     encode, x = token_encode(liar), liar(["a bb", "c"])
