@@ -85,9 +85,9 @@ def _weights_of_the_next_layer(patch: pytest.MonkeyPatch) -> None:
 def _noise_for_the_first_bound(patch: pytest.MonkeyPatch) -> None:
     begin = PrivateRun._begin_sums
 
-    def stale(run: PrivateRun, generator: torch.Generator) -> None:
+    def stale(run: PrivateRun, step: int) -> None:
         now, run.clipping.bound = run.clipping.bound, run.config.max_grad_norm
-        begin(run, generator)
+        begin(run, step)
         run.clipping.bound = now
 
     patch.setattr(PrivateRun, "_begin_sums", stale)
