@@ -7,7 +7,6 @@ import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -25,9 +24,9 @@ from auditorch.attacks.shards import ShardStore
 from auditorch.attacks.streams import Streams
 from auditorch.attacks.threat import Norm, Threat
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from .oracles import linear_problem
+from .syncs import Syncs
 
 PROBLEM = linear_problem(12, (1, 6, 6), 4)
 THREAT = Threat("linf", float(PROBLEM.distance("linf").median()))
@@ -398,19 +397,6 @@ def test_compiled_search_by_the_default_backend() -> None:
 def test_what_cannot_be_compiled_says_so() -> None:
     with pytest.raises(UnsupportedError, match="leave compile off"):
         evaluate(PGD(steps=2), PROBLEM.model, PROBLEM.x, PROBLEM.y, THREAT, compile="no_such_backend")
-
-
-class Syncs(TorchDispatchMode):
-    """Counts operations whose result the host must wait for."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = str(func)
-        self.count += any(word in name for word in ("_local_scalar_dense", "nonzero", "equal.default", "masked_select"))
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("norm", ["linf"])
