@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .rules import wanted, widened
-from .shares import Formed, Share, Stacked, matrix_share
+from .rules import widened
+from .shares import Formed, Share, Stacked, matrix_share, wanted
 
 if TYPE_CHECKING:
     from .tape import Tape

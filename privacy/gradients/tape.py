@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from ...attacks.errors import UnsupportedError
 from .attention import attend
-from .rules import Rule, Shares, layer_norm, rule_for, widened
-from .shares import Share, merged
+from .rules import Rule, layer_norm, rule_for, widened
+from .shares import Share, Shares, merged
 from .vmapped import vmapped_shares
 
 
@@ -64,7 +64,8 @@ class Tape:
     itself is run again, record by record side by side (``torch.func``), which is slower; :attr:`slow` names them.
 
     Args:
-        module: its trained parameters are those that take gradients now; the switches must stay.
+        module: its trained parameters are those that take gradients now; the switches must stay, and so must the
+            parameters' memory.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -78,6 +79,7 @@ class Tape:
         self._rows = self._records = 0
         self._places = {id(parameter): place for place, parameter in enumerate(self._parameters)}
         self._shares: list[list[Share]] = []
+        self._norms: list[Tensor | None] = []
         self._shared_index: set[nn.Module] = set()
         self._taken: list[tuple[nn.Module, Any]] = []
         _keep_freed_memory(self._anchor.device)
@@ -101,10 +103,11 @@ class Tape:
         """Records the passes of a batch with ``records * views`` rows, the views of a record one after the other."""
         self._rows, self._records = records * views, records
         self._shares = [[] for _ in self._parameters]
+        self._norms = [None] * len(self._parameters)
         try:
             yield
         finally:
-            self._rows, self._shares = 0, []
+            self._rows, self._shares, self._norms = 0, [], []
 
     def gradients(self, loss: Tensor) -> RecordGradients:
         """Goes back from ``loss``, the sum of the records' losses, once. Call it while recording; ``grad`` is cleared.
@@ -118,7 +121,10 @@ class Tape:
             loss.backward()
             self._check_complete()
             shares = tuple(merged(found) for found in self._shares)
-            squared = torch.stack([share.norms() for share in shares]).square_()
+            norms = [
+                share.norms() if known is None else known for share, known in zip(shares, self._norms, strict=True)
+            ]
+            squared = torch.stack(norms).square_()
         return RecordGradients(self._parameters, shares, squared)
 
     def _check_complete(self) -> None:
@@ -142,9 +148,13 @@ class Tape:
         return out
 
     def add(self, layer: nn.Module, shares: Mapping[str, Share]) -> None:
-        """Notes the shares of a layer's parameters."""
+        """Notes the shares of a layer's parameters and measures them while they are in the processor's cache."""
+        own = layer._parameters
         for name, share in shares.items():
-            self._shares[self._places[id(getattr(layer, name))]].append(share)
+            place = self._places[id(own[name])]
+            found = self._shares[place]
+            found.append(share)
+            self._norms[place] = share.norms() if len(found) == 1 else None  # what is used again is measured as a sum
 
     @property
     def records(self) -> int:
@@ -156,7 +166,7 @@ class Tape:
         Raises:
             UnsupportedError: when its first dimension is not the batch.
         """
-        if back.ndim == 0 or len(back) != self._rows:
+        if back.ndim == 0 or back.shape[0] != self._rows:
             raise UnsupportedError(
                 f"{self._name(layer)} gives {0 if back.ndim == 0 else len(back)} gradients for {self._rows} records: "
                 "its layer must get the batch in its first dimension, once per record"
@@ -219,16 +229,16 @@ class Tape:
         """
         native, values = layer.forward, layer._parameters
         normal = layer if isinstance(layer, nn.LayerNorm) and rule is not None else None
+        trained = {name: values[name] for name in names}
+        still = {name: parameter.detach() for name, parameter in trained.items() if parameter is not None}
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             if not self._active():
                 return native(*args, **kwargs)
             if args and isinstance(args[0], Tensor):
                 args = (self._spread(layer, args[0]), *args[1:])
-            trained = [(name, values[name]) for name in names]
-            for name, parameter in trained:
-                values[name] = parameter.detach()  # pyright: ignore[reportArgumentType, reportOptionalMemberAccess]
             kept: Sequence[Tensor] = ()
+            values.update(still)  # pyright: ignore[reportArgumentType, reportCallIssue]
             try:
                 if normal is not None and len(args) == 1 and not torch.is_autocast_enabled(args[0].device.type):
                     out, *kept = layer_norm(normal, args[0])
@@ -287,10 +297,10 @@ class Tape:
 
     def _spread(self, layer: nn.Module, seen: Tensor) -> Tensor:
         """One input for all records (positions, say) once per record, so that each record has its own gradient."""
-        if seen.ndim > 0 and len(seen) == 1 < self._rows:
+        if self._rows > 1 and seen.ndim > 0 and seen.shape[0] == 1:
             return seen.expand(self._rows, *seen.shape[1:])
         if isinstance(layer, nn.Embedding) and seen.ndim == 1:
-            if len(seen) != self._rows:
+            if seen.shape[0] != self._rows:
                 self._shared_index.add(layer)
             if layer in self._shared_index:
                 return seen.expand(self._rows, -1)

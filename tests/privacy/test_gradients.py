@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 from auditorch.attacks.errors import UnsupportedError
-from auditorch.privacy.gradients import rules, shares
-from auditorch.privacy.gradients.shares import Arranged, Deferred, Formed, Outers
+from auditorch.privacy.gradients import convolutions, rules, shares
+from auditorch.privacy.gradients.shares import Deferred, Formed, Outers
 from auditorch.privacy.gradients.tape import RecordGradients, Tape
 from opacus.grad_sample import GradSampleModule
 from torch import Tensor, nn
@@ -263,7 +263,7 @@ def test_equals_opacus(name: str) -> None:
 @pytest.mark.parametrize("name", ["conv2d", "conv2d uneven", "conv1d", "conv3d", "conv2d circular"])
 @pytest.mark.parametrize("views", [1, 2])
 def test_kernels_too_large_to_keep(name: str, views: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rules, "KEPT_NUMBERS", 40)
+    monkeypatch.setattr(convolutions, "KEPT_NUMBERS", 40)
     module, x, _ = case(name)
     x, y = x[:4], torch.arange(4 // views) % 3
     found = recorded(module, x, y, views)
@@ -275,11 +275,27 @@ def test_kernels_by_groups_copy_no_patches(monkeypatch: pytest.MonkeyPatch) -> N
     def refuse(*_: object) -> Tensor:
         raise AssertionError("patches were copied")
 
-    monkeypatch.setattr(rules, "_kernel_gradients", refuse)
+    monkeypatch.setattr(convolutions, "_copied", refuse)
+    monkeypatch.setattr(convolutions, "_gathered", refuse)
     module, x, y = case("conv2d circular by groups")
     recorded(module, x, y)
     with pytest.raises(AssertionError, match="patches were copied"):
         recorded(*case("conv2d circular"))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("name", ["conv1d", "conv2d", "conv3d"])
+def test_copied_and_gathered_patches_agree(name: str, stride: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds: dict[str, type[convolutions.Convolution]] = {"conv1d": nn.Conv1d, "conv2d": nn.Conv2d, "conv3d": nn.Conv3d}
+    dimensions = int(name[4])
+    options = {"padding": 1, "dilation": 2, "groups": 2, "stride": stride}
+    module = Net(kinds[name](4, 6, 3, **options), features=6)  # pyright: ignore[reportArgumentType]
+    x, y = torch.randn(N, 4, *[9, 8, 7][:dimensions]), torch.arange(N) % 3
+    expected = one_by_one(module, x, y)
+    for gathered in (False, True):
+        monkeypatch.setattr(convolutions, "_suits_gathering", lambda *_, chosen=gathered: chosen)
+        compare(recorded(module, x, y), expected)
+        monkeypatch.setattr(convolutions, "_IN_CACHE", 500)  # a record or two at a time
 
 
 def test_layer_norm_is_not_computed_again_on_the_way_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,7 +315,7 @@ def test_the_cheaper_form_is_chosen() -> None:
     assert kind(1, 50, 50) is shares.Outer
     assert kind(4, 50, 50) is Outers
     assert kind(500, 10, 10) is Formed
-    assert kind(500, 20, 10) is Arranged
+    assert kind(500, 20, 10) is Formed
 
 
 def test_frozen_parameters_have_no_share() -> None:
