@@ -26,7 +26,8 @@ def reload_variant(variant: Variant, record: VariantRecord, base: Target, direct
     module: nn.Module = built.wrap(copy.deepcopy(base.module))
     module.load_state_dict(read_evidence(directory, weights))
     module.to(base.device).eval()
-    return built.deployed(base.with_module(module, variant_sha256(variant, weights, base)))
+    variant_hash = variant_sha256(variant, weights, base)
+    return built.deployed(base.with_module(module, variant_hash, built.wrap, built.recipe()))
 
 
 def variant_sha256(variant: Variant, weights: Evidence, base: Target) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
+
+from .recipe import Recipe
 
 Modality = Literal["image", "text", "tabular"]
 Access = Literal["gradients", "scores", "labels"]
@@ -16,6 +19,10 @@ class Encode(Protocol):
     """Turns a batch of raw inputs into the tensor that attacks perturb, within the target's bounds."""
 
     def __call__(self, raw: Any, /) -> Tensor: ...
+
+
+def _unchanged(module: nn.Module) -> nn.Module:
+    return module
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +40,8 @@ class Target:
         sha256: hash of weights, factory source, arguments and preprocessing; part of every cache key.
         warnings: what a reader must know about how the model was loaded.
         base: the target that a variant was made from; None for the model as given.
+        wrap: turns a copy of the base's module into the structure of the variant.
+        recipe: how the variant was trained; None where it was not, and for the model as given.
     """
 
     module: nn.Module
@@ -45,12 +54,20 @@ class Target:
     access: frozenset[Access] = frozenset({"gradients", "scores", "labels"})
     warnings: tuple[str, ...] = ()
     base: Target | None = None
+    wrap: Callable[[nn.Module], nn.Module] = _unchanged
+    recipe: Recipe | None = None
 
     @torch.no_grad()
     def logits(self, raw: Any) -> Tensor:
         """Logits ``(n, k)`` on the CPU for a batch of raw inputs."""
         return self.module(self.encode(raw).to(self.device)).float().cpu()
 
-    def with_module(self, module: nn.Module, sha256: str) -> Target:
+    def with_module(
+        self,
+        module: nn.Module,
+        sha256: str,
+        wrap: Callable[[nn.Module], nn.Module] = _unchanged,
+        recipe: Recipe | None = None,
+    ) -> Target:
         """The same preprocessing and classes around another module (a variant)."""
-        return replace(self, module=module, sha256=sha256, base=self.base or self)
+        return replace(self, module=module, sha256=sha256, base=self.base or self, wrap=wrap, recipe=recipe)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Self
@@ -21,9 +22,10 @@ from ...privacy.auditing.canaries import CanaryNetwork, PlantedAugment, PlantedI
 from ...privacy.dp_sgd import DPConfig, dp_fine_tune
 from ...reports.record import Chart, Figure, Finding, Line, Metric, Result, Table
 from ..errors import DataError
+from ..recipe import RANDOM
 from ..samples import Samples
 from ..target import Access, Target
-from ..variants.private_options import PrivateTraining
+from ..variants.private_options import PRESENT, PrivateTraining
 from . import standards
 from .base import Check, Claim, Context, encoded
 from .metrics import by_name, estimate, plain
@@ -37,10 +39,10 @@ Advance = Callable[[float], None]
 class DPAudit(PrivateTraining, Check):
     """Plants canaries, each on a coin of its own, and bounds epsilon from below by how well they are told apart.
 
-    With `train` the model's architecture is trained by DP-SGD with canaries beside the records, with the options, at
-    the sampling rate, noise and number of steps of the training that is to be believed: what is audited is the trainer.
-    Copy the options of the `dp_sgd` variant: they are the same. With `included` and `excluded` the owner planted
-    canaries himself, and the audited model is asked about them.
+    With `train` the model's architecture is trained by DP-SGD with canaries beside the records, from the start, with
+    the options, at the sampling rate, noise and number of steps of the training that is to be believed: what is audited
+    is the trainer. Copy the options of the `dp_sgd` variant: they are the same. On a variant, the model that it came
+    from is trained. With `included` and `excluded` the owner planted canaries himself, and the audited model is asked.
     """
 
     name: ClassVar[str] = "dp"
@@ -64,7 +66,7 @@ class DPAudit(PrivateTraining, Check):
         "sample_rate": "Probability with which a record enters a batch, as claimed.",
         "steps": "Noisy steps, as claimed.",
     }
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     cost: ClassVar[str] = (
         "one private training of `epochs` passes over the records and canaries; or a forward pass each"
     )
@@ -94,7 +96,8 @@ class DPAudit(PrivateTraining, Check):
         return self
 
     def files(self) -> tuple[str, ...]:
-        return tuple(name for name in (self.train, self.included, self.excluded) if name is not None)
+        named = (self.train, self.included, self.excluded, *self.start_files)
+        return tuple(name for name in named if name is not None)
 
     def required(self) -> frozenset[Access]:
         return self.requires if self.train is not None else frozenset({"scores"})
@@ -123,18 +126,21 @@ class DPAudit(PrivateTraining, Check):
 
     def _trained(self, target: Target, context: Context) -> Audited:
         assert self.train is not None
+        origin = target.base or target
+        module = copy.deepcopy(origin.module)
+        self.begin(module, context)
         whole = context.samples(self.train)
-        x, y = encoded(target, spaced(whole, self.limit))
+        x, y = encoded(origin, spaced(whole, self.limit))
         rate = min(1.0, self.batch_size / len(whole))
         context.progress.start("private training with canaries", self.epochs * (len(x) + self.canaries / 2))
         budgets: list[Budget] = []
-        augment = self.augment.build(target)
+        augment = self.augment.build(origin)
 
-        def train(module: nn.Module, inputs: PlantedInputs, labels: Tensor) -> tuple[nn.Module, Budget]:
-            assert isinstance(module, CanaryNetwork)
-            with training_scope(module.module, self.trained_part(context.seed)):  # the probe is trained in any case
+        def train(network: nn.Module, inputs: PlantedInputs, labels: Tensor) -> tuple[nn.Module, Budget]:
+            assert isinstance(network, CanaryNetwork)
+            with training_scope(network.module, self.trained_part(context.seed)):  # the probe is trained in any case
                 result = dp_fine_tune(
-                    module,
+                    network,
                     inputs,
                     labels,
                     config=self._config(context, rate, len(whole), len(labels)),
@@ -146,10 +152,10 @@ class DPAudit(PrivateTraining, Check):
 
         found = audit_in_one_run(
             train,
-            target.module,
+            module,
             x,
             y,
-            classes=len(target.classes),
+            classes=len(origin.classes),
             canaries=self.canaries,
             seed=_coin_seed(context.seed),
         )
@@ -209,8 +215,7 @@ class DPAudit(PrivateTraining, Check):
         if self.train is not None:
             yield (
                 "The weights under audit themselves: what was tested is the trainer, on the same architecture with a "
-                "probe beside it, at the same sampling rate, noise and number of steps. It began from the weights "
-                "under audit, whatever the training to be believed began from."
+                f"probe beside it, at the same sampling rate, noise and number of steps. It began from {self._start()}."
             )
             if self.clipping == "per_layer":
                 yield (
@@ -219,6 +224,10 @@ class DPAudit(PrivateTraining, Check):
                 )
         else:
             yield "How the canaries were chosen and planted, which is taken on trust."
+
+    def _start(self) -> str:
+        own = {RANDOM: "random weights", PRESENT: "the weights of the model as given"}
+        return own.get(self.start, self.start) + (" with a new head" if self.new_head else "")
 
     def verify(self, target: Target, samples: Samples, result: Result, context: Context) -> Iterator[Claim]:
         del samples

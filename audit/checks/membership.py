@@ -14,15 +14,16 @@ from torch import Tensor
 
 from ...reports.record import Finding, Metric, Result
 from ..errors import DataError, UnsupportedError
-from ..loading.weights import read_weights
+from ..recipe import RANDOM
 from ..samples import Samples
 from ..target import Access, Target
 from . import standards
 from .base import Check, Claim, Context, Progress, encoded
-from .membership_attacks import RANDOM, AttackOptions, Queries, Tensors
+from .membership_attacks import NOTHING_TO_KEEP, AttackOptions, Queries, Tensors
 from .membership_exposure import Exposure, Group
 from .membership_figures import figures
 from .membership_findings import findings, warnings
+from .membership_shadows import settled
 from .metrics import by_name, percent
 from .outputs import all_logits, same_predictions, spaced
 
@@ -63,7 +64,7 @@ class Membership(AttackOptions, Check):
         "one forward pass per member and non-member; lira, rmia, shokri: also shadows x epochs passes of training over "
         "half of them; label_only: some 100 forward passes for each"
     )
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
 
     train: str = Field(description="The training set, path relative to the spec: its records are the members.")
     nonmembers: str | None = Field(default=None, description="Records not trained on; the audited data if left out.")
@@ -73,7 +74,8 @@ class Membership(AttackOptions, Check):
     limit: int | None = Field(default=None, ge=1, description="At most so many members, and as many non-members.")
 
     def files(self) -> tuple[str, ...]:
-        return tuple(name for name in (self.train, self.nonmembers, self.start_file) if name is not None)
+        named = (self.train, self.nonmembers, *self.start_files)
+        return tuple(name for name in named if name is not None)
 
     @model_validator(mode="after")
     def _options_do_something(self) -> Self:
@@ -83,10 +85,10 @@ class Membership(AttackOptions, Check):
         unused |= given & {"online"} if self.attack not in ("lira", "rmia") else set[str]()
         unused |= given & {"flip", "shifts"} if self.attack not in ("lira", "rmia", "label_only") else set[str]()
         unused |= given & {"variance"} if self.attack != "lira" else set[str]()
-        if self.new_head and self.start == RANDOM:
-            raise ValueError(
-                "new_head: random weights have a new head in any case; name those to start from in `start`"
-            )
+        if self.start == RANDOM and self.keeps_weights:
+            raise ValueError(NOTHING_TO_KEEP)
+        if self.scope != "lora" and given & {"lora_rank", "lora_alpha"} and self.with_shadows:
+            raise ValueError("lora_rank and lora_alpha: only used with scope lora")
         if unused:
             raise ValueError(
                 f"{', '.join(sorted(unused))}: not used by the {self.attack} attack; remove, or choose another"
@@ -103,22 +105,22 @@ class Membership(AttackOptions, Check):
         context.progress.start(self.title, len(queries.y))
         tensors = {"target_logits": self._asked(target, sides, queries, context, context.progress)}
         forwards = tensors["target_logits"].shape[0] * len(queries.y)
-        weights = None if self.start_file is None else read_weights(context.path(self.start_file))
-        tensors |= self.gather(target, queries, context.seed, context.batch_size or 256, context.progress, weights)
+        tensors |= self.gather(target, queries, context)
         exposure = self._exposure(tensors, queries, sides, context.seed)
         metrics = exposure.metrics
+        told = settled(self.recipe(target)) if self.with_shadows else {}
         return Result(
             check=self.name,
             id=self.id or self.name,
             title=self.title,
             summary=self._summary(by_name(metrics), exposure),
             status="ok",
-            parameters=self.model_dump(exclude={"id", "variants"}),
+            parameters=self.model_dump(exclude={"id", "variants"}) | told,
             metrics=metrics,
             findings=(*findings(exposure, shadows=self.with_shadows), *_overlap_finding(sides)),
             figures=tuple(figures(exposure, target.classes, self.attack)),
             evidence=(context.evidence("scores", self._evidence(tensors, queries, exposure)),),
-            warnings=(*warnings(exposure), *self.caveats(len(queries.y), len(context.samples(self.train)))),
+            warnings=(*warnings(exposure), *self.caveats(target, len(queries.y), len(context.samples(self.train)))),
             not_covered=(
                 *self.not_covered(),
                 "Attackers who can influence training, or see the model change over time.",
@@ -262,7 +264,10 @@ class Sides:
         return self.members, self.nonmembers
 
 
-_SHADOW_OPTIONS = {"shadows", "epochs", "shadow_batch_size", "optimizer", "lr", "weight_decay", "start", "new_head"}
+_SHADOW_OPTIONS = {
+    *("shadows", "epochs", "shadow_batch_size", "optimizer", "lr", "weight_decay"),
+    *("start", "new_head", "scope", "lora_rank", "lora_alpha"),
+}
 
 
 @torch.no_grad()

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...privacy.membership.augment import Augmentations
 from ...privacy.membership.label_only import LabelOnly
@@ -22,18 +20,22 @@ from ...privacy.membership.rmia import RMIA
 from ...privacy.membership.shokri import ShokriAttack
 from ...privacy.membership.statistics import References, label_log_probability, scaled_confidence
 from ...privacy.membership.threshold import SCORE_KINDS, membership_scores
-from ...privacy.shadow.fresh import continued, fresh
-from ...privacy.shadow.training import ShadowConfig, train_shadows
+from ...privacy.shadow.training import ShadowConfig
 from ..errors import UnsupportedError
-from ..loading.model import inner
-from ..loading.weights import Weights, load_weights
+from ..recipe import BASE, RANDOM, Recipe
 from ..target import Access, Target
-from .base import Progress
+from ..variants.training import TrainedPart, chosen_scope
+from .base import Context, Progress
+from .membership_shadows import caveat, origin, trained_shadows
 
 AttackName = Literal["loss", "confidence", "entropy", "margin", "lira", "rmia", "quantile", "shokri", "label_only"]
-RANDOM, BASE = "random", "base"
 ATTACKS: tuple[AttackName, ...] = get_args(AttackName)
 WITH_SHADOWS: frozenset[AttackName] = frozenset({"lira", "rmia", "shokri"})
+
+NOTHING_TO_KEEP = (
+    "new_head and scope keep a part of the weights that training starts from, and random weights have none worth "
+    "keeping: name in `start` those that the model was fine-tuned from"
+)
 
 Tensors = dict[str, Tensor]
 
@@ -75,14 +77,24 @@ class AttackOptions(BaseModel):
     optimizer: Literal["sgd", "adam"] = Field(default="adam", description="Of the shadow models: sgd or adam.")
     lr: float = Field(default=1e-3, gt=0, description="Highest learning rate of the shadow models.")
     weight_decay: float = Field(default=0.0, ge=0, description="Of the shadow models.")
-    start: str = Field(
-        default=RANDOM,
+    start: str | None = Field(
+        default=None,
         description="Weights that the shadow models start from: `random`; a file, such as the pre-trained weights that "
-        "the model was fine-tuned from; or `base`: for a variant, the weights of the model that it was made from.",
+        "the model was fine-tuned from; or `base`: for a variant, the weights of the model that it was made from. Left "
+        "out: as the variant's own training began, unless that was from the base, which may have seen these records.",
     )
-    new_head: bool = Field(
-        default=False, description="Draw the shadow models' last layer afresh; with start other than random."
+    new_head: bool | None = Field(
+        default=None,
+        description="Draw the shadow models' last layer afresh; with start other than random. Left out: as a variant "
+        "whose training began there did, else no.",
     )
+    scope: TrainedPart | None = Field(
+        default=None,
+        description="What of the shadow models is trained: all, head, the number of last blocks, or lora (adapters and "
+        "head); the rest stays as in start. Left out: as in a variant whose training began there, else all.",
+    )
+    lora_rank: int = Field(default=8, ge=1, description="Rank of the shadow models' adapters (scope lora).")
+    lora_alpha: float = Field(default=16.0, gt=0, description="These count alpha / rank times (scope lora).")
     flip: bool = Field(default=False, description="lira, rmia, label_only: also ask for the mirror image.")
     shifts: int = Field(default=0, ge=0, le=4, description="lira, rmia, label_only: also ask for shifts, in pixels.")
 
@@ -91,9 +103,38 @@ class AttackOptions(BaseModel):
         return self.attack in WITH_SHADOWS
 
     @property
-    def start_file(self) -> str | None:
-        """The file of weights to start from, if it is one."""
-        return None if self.start in (RANDOM, BASE) else self.start
+    def start_files(self) -> tuple[str, ...]:
+        """The file of weights to start from, where the options name one."""
+        return () if self.start in (None, RANDOM, BASE) else (self.start,)
+
+    def recipe(self, target: Target) -> Recipe:
+        """How the shadow models are trained: as the options say, else as the target was, else from random weights.
+
+        A variant that was trained from the base is not imitated unasked: where the base saw the records too, its shadow
+        models would all know them. Only its owner can say.
+
+        Raises:
+            UnsupportedError: when the options do not go with where training begins.
+        """
+        known = target.recipe or Recipe()
+        if self.start is None and known.start == BASE:
+            known = Recipe()
+        elif self.start not in (None, known.start):
+            known = Recipe(self.start)
+        scope = None if self.scope is None else chosen_scope(self.scope, self.lora_rank, self.lora_alpha)
+        wanted = Recipe(
+            known.start,
+            known.new_head if self.new_head is None else self.new_head,
+            known.scope if scope is None else scope,
+        )
+        if wanted.start == RANDOM and self.keeps_weights:
+            raise UnsupportedError(f"membership: {NOTHING_TO_KEEP}")
+        return wanted
+
+    @property
+    def keeps_weights(self) -> bool:
+        """Whether options ask for some of the weights to stay as they were at the start."""
+        return bool(self.new_head) or self.scope not in (None, "all")
 
     @property
     def needs_inputs(self) -> bool:
@@ -109,61 +150,29 @@ class AttackOptions(BaseModel):
         """The queries that are asked of each record, itself first."""
         return Augmentations(self.flip, self.shifts)(x) if self.attack in ("lira", "rmia") else [x]
 
-    def gather(
-        self,
-        target: Target,
-        queries: Queries,
-        seed: int,
-        batch_size: int,
-        progress: Progress,
-        weights: Weights | None = None,
-    ) -> Tensors:
-        """What the attack needs besides the target's logits ``target_logits`` ``(q, n, k)``: recorded as evidence.
-
-        Args:
-            weights: read from :attr:`start_file`.
-        """
+    def gather(self, target: Target, queries: Queries, context: Context) -> Tensors:
+        """What the attack needs besides the target's logits ``target_logits`` ``(q, n, k)``: recorded as evidence."""
+        batch_size, progress = context.batch_size or 256, context.progress
         if self.attack == "label_only":
-            return {"label_only_scores": self.label_only(target, queries, seed, batch_size, progress)}
+            return {"label_only_scores": self.label_only(target, queries, context.seed, batch_size, progress)}
         if not self.with_shadows:
             return {}
         n = len(queries.y)
         views = self.versions(queries.x)
         asked = self.shadows * n * len(views) * _FORWARD_SHARE
         progress.start(f"{self.shadows} shadow models", self.shadows * self.epochs * n / 2 + asked)
-        shadows = train_shadows(
-            self._origin(target, weights),
-            queries.x,
-            torch.from_numpy(queries.y),
-            self.shadow_config(seed),
-            begin=fresh if self.start == RANDOM else partial(continued, new_head=self.new_head),
-            on_samples=progress.advance,
-        )
-        logits = torch.stack(
-            [shadows.logits(view, batch_size, lambda b: progress.advance(b * _FORWARD_SHARE)) for view in views]
-        )
-        recorded = {"shadow_member": shadows.member}
+        recipe = self.recipe(target)
+        module, config = origin(target, recipe.start, context), self.shadow_config(context.seed)
+        y = torch.from_numpy(queries.y)
+        with trained_shadows(module, recipe, queries.x, y, config, progress.advance) as shadows:
+            recorded = {"shadow_member": shadows.member}
+            logits = torch.stack(
+                [shadows.logits(view, batch_size, lambda b: progress.advance(b * _FORWARD_SHARE)) for view in views]
+            )
         if self.attack == "shokri":
             return {**recorded, "shadow_logits": logits[0].half() if _fits_half(logits[0]) else logits[0]}
         scores = torch.from_numpy(self._signal(logits.numpy(), queries.y)).float()
         return {**recorded, "shadow_scores": scores.permute(1, 2, 0).contiguous()}
-
-    def _origin(self, target: Target, weights: Weights | None) -> nn.Module:
-        """The architecture of the shadow models, with the weights to start from."""
-        if self.start == RANDOM:
-            return target.module
-        module = copy.deepcopy(target.module)
-        if weights is not None:
-            load_weights(inner(module), weights, self.start)
-            return module
-        if target.base is None:
-            raise UnsupportedError(
-                "membership: start is base, but this is the model as given, made from no other: name the file of the "
-                "weights that it was fine-tuned from, or leave start out"
-            )
-        base = Weights(target.base.module.state_dict(), target.base.sha256)
-        load_weights(module, base, "start: base, the model that this variant was made from,")
-        return module
 
     def shadow_config(self, seed: int) -> ShadowConfig:
         return ShadowConfig(
@@ -230,7 +239,7 @@ class AttackOptions(BaseModel):
         if self.attack in SCORE_KINDS or self.attack == "quantile":
             yield "What the model's inside gives away: this attack sees its outputs only."
 
-    def caveats(self, n_pool: int, n_train: int) -> Iterator[str]:
+    def caveats(self, target: Target, n_pool: int, n_train: int) -> Iterator[str]:
         """What weakens an attack with shadow models, given the records in the pool and in the training set."""
         if not self.with_shadows:
             return
@@ -241,18 +250,9 @@ class AttackOptions(BaseModel):
                 "overfit more than it does, and the attack is weaker than it could be. Raise limit, or give more "
                 "non-members."
             )
-        yield self._start_caveat() + (
+        yield caveat(self.recipe(target), target.recipe) + (
             " If the model was trained otherwise than by the recipe of this check's options (from other weights, with "
             "augmentation, for longer), the attack is weaker than one that knows how."
-        )
-
-    def _start_caveat(self) -> str:
-        if self.start == RANDOM:
-            return "The shadow models start from random weights: where the model was fine-tuned, name those in `start`."
-        name = "the model that this variant was made from" if self.start == BASE else self.start
-        return (
-            f"The shadow models start from {name}. What those weights already gave away of these records is in every "
-            "shadow model, and is not found: only what the last training added."
         )
 
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from ...reports.record import Figure, Metric
 from ..checks.base import Context
+from ..recipe import Recipe
 from ..samples import Samples
 from ..target import Target
 
@@ -72,6 +73,11 @@ class Variant(BaseModel):
         Needed to reload a variant's saved weights when the treatment changes layers (BatchNorm to GroupNorm).
         """
         return module
+
+    def recipe(self) -> Recipe | None:
+        """How the weights were trained from the base's, for attackers who train models of their own in the same way;
+        None where they were not trained."""
+        return None
 
     def deployed(self, target: Target) -> Target:
         """The target around this variant's module, where more than the module is another: what it is given, classes."""

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import ClassVar
 
-import torch
 from pydantic import Field, PositiveFloat, model_validator
 from torch import nn
 
-from ...defenses.scope import reset_head, training_scope
+from ...defenses.scope import training_scope
 from ...privacy.checkpoint import delete_state
 from ...privacy.config import DPConfig
 from ...privacy.dp_sgd import DPResult, dp_fine_tune
@@ -21,15 +20,12 @@ from ...reports.record import Metric
 from ..cache import stable_hash
 from ..checks.base import Context
 from ..errors import UnsupportedError
-from ..loading.model import inner
-from ..loading.weights import load_weights, read_weights
+from ..recipe import BASE, RANDOM, Recipe
 from ..samples import Samples
 from ..target import Target
 from .base import Built, Variant
-from .private_options import PrivateTraining
-from .training import checked_scope, cost_metrics, curve_chart, training_data
-
-FRESH, PRESENT = "random", "target"
+from .private_options import PRESENT, PrivateTraining
+from .training import cost_metrics, curve_chart, training_data
 
 
 class DPSGDVariant(PrivateTraining, Variant):
@@ -46,12 +42,6 @@ class DPSGDVariant(PrivateTraining, Variant):
     )
 
     train: str = Field(description="Training data, in any form that `data.source` takes; path relative to the spec.")
-    start: str = Field(
-        default=FRESH,
-        description="Weights to start from: `random`; a file that saw none of these records (public pre-training); "
-        "or `target`, which has a guarantee only if the target never saw them.",
-    )
-    new_head: bool = Field(default=False, description="Draw the last layer's weights afresh, as for new classes.")
     epsilon: PositiveFloat | tuple[PositiveFloat, ...] | None = Field(
         default=None,
         description="Budget to spend; this or noise_multiplier. A list makes one variant of each, `dp_sgd-eps1` and so "
@@ -84,13 +74,16 @@ class DPSGDVariant(PrivateTraining, Variant):
         return tuple(self.model_copy(update={"id": f"{base}-eps{one:g}", "epsilon": one}) for one in self.epsilon)
 
     def files(self) -> tuple[str, ...]:
-        return (self.train,) if self.start in (FRESH, PRESENT) else (self.train, self.start)
+        return (self.train, *self.start_files)
+
+    def recipe(self) -> Recipe:
+        return Recipe(BASE if self.start == PRESENT else self.start, self.new_head, self.trained_part(0))
 
     def build(self, target: Target, samples: Samples, context: Context) -> Built:
         del samples  # the audit's data: a variant must not learn from it
         x, y = training_data(target, context, self.train)
         module = copy.deepcopy(target.module)
-        caveat = self._begin(module, context)
+        self.begin(module, context)
         augment = self.augment.build(target)
         context.progress.start("private training", self.epochs * len(y))
         kept = context.scratch(f"{self._state_name(target, context)}.safetensors")
@@ -106,7 +99,7 @@ class DPSGDVariant(PrivateTraining, Variant):
             )
             if self.scope == "lora":  # the adapters are merged into ``module`` on leaving
                 module.load_state_dict(result.module.state_dict())
-        built = self._built(replace(result, module=module) if self.scope == "lora" else result, caveat)
+        built = self._built(replace(result, module=module) if self.scope == "lora" else result)
         delete_state(kept)
         data = {"train_sha256": context.samples(self.train).sha256}
         return replace(built, parameters={**built.parameters, **data})
@@ -120,7 +113,7 @@ class DPSGDVariant(PrivateTraining, Variant):
     def wrap(self, module: nn.Module) -> nn.Module:
         if self.scope == "lora":
             return module  # the structure is as before once the adapters are merged
-        with training_scope(module, checked_scope(self.scope)):
+        with training_scope(module, self.trained_part(0)):
             private, _ = private_structure(module)
         return private.requires_grad_(True)
 
@@ -134,25 +127,17 @@ class DPSGDVariant(PrivateTraining, Variant):
             physical_batch=context.batch_size,
         )
 
-    def _begin(self, module: nn.Module, context: Context) -> str:
-        """Sets the weights to start from; returns what that means for the guarantee."""
-        if self.start == FRESH:
-            reset_parameters(module, context.seed)
-            return ""
+    def _caveats(self) -> Iterator[str]:
+        """What the weights that training began from mean for the guarantee."""
         if self.start == PRESENT:
-            caveat = (
+            yield (
                 "Training began from the target's own weights: if these saw the training records before, epsilon says "
                 "nothing of what they already hold. Name public weights in `start`, or leave it out."
             )
-        else:
-            path: Path = context.path(self.start)
-            load_weights(inner(module), read_weights(path), self.start)
-            caveat = f"epsilon covers this training only: it holds if {self.start} was made without these records."
-        if self.new_head:
-            reset_head(module, context.seed)
-        return caveat
+        elif self.start != RANDOM:
+            yield f"epsilon covers this training only: it holds if {self.start} was made without these records."
 
-    def _built(self, result: DPResult, caveat: str) -> Built:
+    def _built(self, result: DPResult) -> Built:
         budget = result.budget
         tuning = tuning_cost(budget, self.trials)
         chart = curve_chart(
@@ -170,7 +155,7 @@ class DPSGDVariant(PrivateTraining, Variant):
                 *cost_metrics(result.module, result.seconds, self.epochs),
             ),
             figures=(chart,),
-            warnings=tuple(text for text in (caveat, *result.warnings) if text),
+            warnings=(*self._caveats(), *result.warnings),
             parameters={
                 "accountant": budget.accountant,
                 "epsilon_by_accountant": _by_accountant(result),
@@ -180,25 +165,6 @@ class DPSGDVariant(PrivateTraining, Variant):
                 "epsilon_random_trials": tuning.random_trials,
             },
         )
-
-
-def reset_parameters(module: nn.Module, seed: int) -> None:
-    """Draws all weights afresh under ``seed``, each layer by its own scheme; the global generator is untouched.
-
-    Raises:
-        UnsupportedError: for a layer with parameters that cannot reset itself.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for name, layer in module.named_modules():
-            reset = getattr(layer, "reset_parameters", None)
-            if callable(reset):
-                reset()
-            elif next(layer.parameters(recurse=False), None) is not None:
-                raise UnsupportedError(
-                    f"{name or 'the model'} ({type(layer).__name__}) cannot draw fresh weights: it has no "
-                    "reset_parameters(). Name public weights in `start`"
-                )
 
 
 def _tuning_sentence(cost: TuningCost) -> str:

@@ -19,8 +19,7 @@ from ..loading.weights import load_weights, read_weights
 from ..samples import Samples
 from ..target import Target
 from .base import Built, Variant
-from .dp_sgd import reset_parameters
-from .training import training_data
+from .training import reset_parameters, training_data
 
 
 class EnsembleVariant(Variant):

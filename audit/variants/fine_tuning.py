@@ -9,7 +9,7 @@ from ..checks.base import Context
 from ..samples import Samples
 from ..target import Target
 from .base import Built
-from .training import TrainingVariant
+from .training import TrainingVariant, chosen_scope, scope_text
 
 
 class FineTuningVariant(TrainingVariant):
@@ -27,12 +27,7 @@ class FineTuningVariant(TrainingVariant):
         del samples  # the audit's data: a variant must not learn from it
         lesson = self.lesson(target, context)
         taught = self.teach(target, context, lesson, CrossEntropy(class_weights=lesson.class_weights))
-        part = {
-            "all": "all weights",
-            "head": "the head",
-            "lora": f"LoRA adapters of rank {self.lora_rank} and the head",
-        }
-        what = part.get(str(self.scope), f"the last {self.scope} blocks")
+        what = scope_text(chosen_scope(self.scope, self.lora_rank, self.lora_alpha))
         return taught.built(
             f"Trained further with cross-entropy, {what}, {self.epochs} epochs.", "on its training data"
         )

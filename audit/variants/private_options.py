@@ -5,20 +5,34 @@ from __future__ import annotations
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import nn
 
-from ...defenses.lora import LoRA
-from ...defenses.scope import Scope
+from ...defenses.scope import Scope, reset_head
 from ...privacy.clipping import ClippingName
 from ...privacy.config import DPConfig, Schedule
+from ..checks.base import Context
+from ..loading.model import inner
+from ..loading.weights import load_weights, read_weights
+from ..recipe import RANDOM
 from .augment import AugmentOptions
-from .training import TrainedPart, checked_scope
+from .training import TrainedPart, chosen_scope, reset_parameters
+
+PRESENT = "target"
 
 
 class PrivateTraining(BaseModel):
-    """Everything that shapes the steps of DP-SGD, but for the budget, the data and the weights to start from."""
+    """Everything that shapes a training by DP-SGD, but for the budget and the data."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    start: str = Field(
+        default=RANDOM,
+        description="Weights to start from: `random`; a file that saw none of these records (public pre-training); "
+        "or `target`, which has a guarantee only if the target never saw them.",
+    )
+    new_head: bool = Field(
+        default=False, description="Draw the last layer's weights afresh, as for new classes; start not random."
+    )
     noise_multiplier: float | None = Field(default=None, ge=0, description="Noise in units of max_grad_norm.")
     delta: float | None = Field(default=None, gt=0, lt=1, description="n ** -1.1 when left out.")
     epochs: int = Field(default=15, ge=1, description="Expected passes over the training data.")
@@ -34,7 +48,7 @@ class PrivateTraining(BaseModel):
     schedule: Schedule = Field(default="constant", description="constant, or cosine: falling to 0.")
     optimizer: Literal["sgd", "adam"] = Field(default="sgd", description="sgd or adam.")
     momentum: float = Field(default=0.0, ge=0, lt=1, description="Of sgd.")
-    scope: TrainedPart | Literal["lora"] = Field(
+    scope: TrainedPart = Field(
         default="all", description="What is trained: all, head, the number of last blocks, or lora (adapters and head)."
     )
     lora_rank: int = Field(default=8, ge=1, description="Rank of the adapters (scope lora).")
@@ -59,11 +73,34 @@ class PrivateTraining(BaseModel):
             raise ValueError("secure_noise does not cover the count of adaptive clipping; use clipping: flat")
         return self
 
+    @model_validator(mode="after")
+    def _one_beginning(self) -> Self:
+        if self.new_head and self.start == RANDOM:
+            raise ValueError("new_head: random weights have a new head in any case; name others in `start`")
+        return self
+
+    @property
+    def start_files(self) -> tuple[str, ...]:
+        """The file of weights to start from, where it is one."""
+        return () if self.start in (RANDOM, PRESENT) else (self.start,)
+
+    def begin(self, module: nn.Module, context: Context) -> None:
+        """Gives ``module``, a copy of the target's, the weights that training starts from.
+
+        Raises:
+            ModelError: when those of the file do not fit.
+            UnsupportedError: when a layer cannot draw fresh ones.
+        """
+        if self.start == RANDOM:
+            reset_parameters(module, context.seed)
+        for source in self.start_files:
+            load_weights(inner(module), read_weights(context.path(source)), source)
+        if self.new_head:
+            reset_head(module, context.seed)
+
     def trained_part(self, seed: int) -> Scope:
         """What takes gradients; ``seed`` is that of LoRA's first weights."""
-        if self.scope == "lora":
-            return LoRA(self.lora_rank, self.lora_alpha, seed=seed)
-        return checked_scope(self.scope)
+        return chosen_scope(self.scope, self.lora_rank, self.lora_alpha, seed)
 
     def steps(
         self,

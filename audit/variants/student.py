@@ -13,12 +13,12 @@ from ...defenses.compression.layer_dropping import drop_layers, transformer_laye
 from ...defenses.distillation import Distillation
 from ..checks.base import Context
 from ..errors import UnsupportedError
+from ..recipe import RANDOM, Recipe
 from ..samples import Samples
 from ..target import Target
 from .base import Built
 from .compression import agreement, compared_inputs
-from .dp_sgd import reset_parameters
-from .training import TrainingVariant, copied
+from .training import TrainingVariant, copied, reset_parameters
 
 
 class StudentVariant(TrainingVariant):
@@ -46,6 +46,9 @@ class StudentVariant(TrainingVariant):
     )
     temperature: float = Field(default=4.0, gt=0, description="Divides the logits of teacher and student.")
     teacher_weight: float = Field(default=0.9, ge=0, le=1, description="Of the teacher's answers against the labels.")
+
+    def recipe(self) -> Recipe | None:
+        return Recipe() if self.start == RANDOM else super().recipe()
 
     def build(self, target: Target, samples: Samples, context: Context) -> Built:
         del samples  # the audit's data: a variant must not learn from it

@@ -11,24 +11,25 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ...attacks.errors import UnsupportedError
 from ...defenses.checkpoint import Checkpoint
 from ...defenses.lora import LoRA
 from ...defenses.objectives import Objective, balanced_weights
 from ...defenses.optimizers import OptimizerName, ScheduleName
 from ...defenses.precision import PrecisionName
-from ...defenses.scope import HeadScheme, Part, Scope, reset_head
+from ...defenses.scope import HeadScheme, Scope, reset_head
 from ...defenses.training import Guard, History, TrainingConfig, Validate, fit
 from ...defenses.validation import Accuracy, hold_out
 from ...reports.record import Chart, Line, Metric
 from ..cache import stable_hash
 from ..checks.base import Context
+from ..errors import UnsupportedError
+from ..recipe import BASE, Recipe
 from ..samples import Inputs, Samples
 from ..target import Encode, Target
 from .augment import AugmentOptions
 from .base import Built, Variant
 
-TrainedPart = Literal["all", "head"] | int
+TrainedPart = Literal["all", "head", "lora"] | int
 
 VALIDATED = 1000
 """Most held-out samples that are looked at after each epoch."""
@@ -53,7 +54,7 @@ class TrainingVariant(Variant):
     class_weights: Literal["none", "balanced"] | tuple[Annotated[float, Field(gt=0)], ...] = Field(
         default="none", description="none, balanced (each class weighs the same), or one weight per class."
     )
-    scope: TrainedPart | Literal["lora"] = Field(
+    scope: TrainedPart = Field(
         default="all", description="What is trained: all, head, the number of last blocks, or lora (adapters and head)."
     )
     lora_rank: int = Field(default=8, ge=1, description="Rank of the adapters (scope lora).")
@@ -78,6 +79,9 @@ class TrainingVariant(Variant):
     def files(self) -> tuple[str, ...]:
         return (self.train,)
 
+    def recipe(self) -> Recipe | None:
+        return Recipe(BASE, self.new_head != "keep", chosen_scope(self.scope, self.lora_rank, self.lora_alpha))
+
     def config(self, context: Context) -> TrainingConfig:
         """The loop's configuration."""
         memory = context.batch_size
@@ -96,7 +100,7 @@ class TrainingVariant(Variant):
             ema=self.ema,
             precision=self.precision,
             patience=self.patience,
-            scope=self._scope(context.seed),
+            scope=chosen_scope(self.scope, self.lora_rank, self.lora_alpha, context.seed),
             seed=context.seed,
         )
 
@@ -155,11 +159,6 @@ class TrainingVariant(Variant):
     def _key(self, target: Target, context: Context) -> str:
         """What the weights depend on besides what the loop sees."""
         return stable_hash([target.sha256, context.samples(self.train).sha256, self.model_dump(mode="json")])
-
-    def _scope(self, seed: int) -> Scope:
-        if self.scope == "lora":
-            return LoRA(self.lora_rank, self.lora_alpha, seed=seed)
-        return checked_scope(self.scope)
 
     def _class_weights(self, y: Tensor, classes: int) -> tuple[float, ...] | None:
         if self.class_weights == "none":
@@ -255,8 +254,35 @@ def training_data(target: Target, context: Context, source: str) -> tuple[Encode
     return EncodedInputs(samples.inputs, target.encode), torch.from_numpy(samples.labels)
 
 
-def checked_scope(scope: TrainedPart) -> Part:
-    return "all" if scope == "all" else "head" if scope == "head" else int(scope)
+def chosen_scope(scope: TrainedPart, rank: int, alpha: float, seed: int = 0) -> Scope:
+    """What is trained, from a spec's options; ``seed`` is that of the adapters' first weights."""
+    return LoRA(rank, alpha, seed=seed) if scope == "lora" else scope
+
+
+def scope_text(scope: Scope) -> str:
+    """What is trained, in words."""
+    if isinstance(scope, LoRA):
+        return f"LoRA adapters of rank {scope.rank} and the head"
+    return {"all": "all weights", "head": "the head"}.get(str(scope), f"the last {scope} blocks")
+
+
+def reset_parameters(module: nn.Module, seed: int) -> None:
+    """Draws all weights afresh under ``seed``, each layer by its own scheme; the global generator is untouched.
+
+    Raises:
+        UnsupportedError: for a layer with parameters that cannot reset itself.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for name, layer in module.named_modules():
+            reset = getattr(layer, "reset_parameters", None)
+            if callable(reset):
+                reset()
+            elif next(layer.parameters(recurse=False), None) is not None:
+                raise UnsupportedError(
+                    f"{name or 'the model'} ({type(layer).__name__}) cannot draw fresh weights: it has no "
+                    "reset_parameters(). Name public weights in `start`"
+                )
 
 
 def trained_parameters(module: nn.Module) -> int:

@@ -1,4 +1,4 @@
-"""Copies of a network to begin training from: with weights drawn afresh, or with those that it has."""
+"""Copies of a network to begin training from, in train mode: with weights drawn afresh, or with those that it has."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def fresh(module: nn.Module, seed: int) -> nn.Module:
         torch.manual_seed(seed)
         for layer in module.modules():
             _reset(layer)
-    return module.requires_grad_(True)
+    return module.train().requires_grad_(True)
 
 
 def continued(module: nn.Module, seed: int, *, new_head: bool = False) -> nn.Module:
@@ -33,7 +33,7 @@ def continued(module: nn.Module, seed: int, *, new_head: bool = False) -> nn.Mod
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(seed)
             _reset(holding[-1])
-    return module.requires_grad_(True)
+    return module.train().requires_grad_(True)
 
 
 def _reset(layer: nn.Module) -> None:

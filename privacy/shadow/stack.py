@@ -29,13 +29,30 @@ class Stack(Protocol):
 
     def __call__(self, x: Tensor, /) -> Tensor: ...
 
-    def parameters(self) -> list[Tensor]: ...
+    def parameters(self) -> list[Tensor]:
+        """Those that take gradients."""
+        ...
 
-    def train(self, mode: bool = True) -> None: ...
+    def train(self, mode: bool = True) -> None:
+        """Puts the layers into train mode that were in it when the stack was made; with ``mode`` false, none."""
+        ...
 
     def models(self) -> list[nn.Module]:
         """The models themselves, with the weights that they have now."""
         ...
+
+
+class Modes:
+    """Which layers of ``model`` are trained: those that are in train mode now. Frozen ones are not, so that their
+    statistics stay as they are."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._trained = {name for name, layer in model.named_modules() if layer.training}
+
+    def apply(self, model: nn.Module, train: bool) -> None:
+        """Train mode for these layers of a network of the same structure, or for none."""
+        for name, layer in model.named_modules():
+            layer.training = train and name in self._trained
 
 
 class Products:
@@ -44,7 +61,7 @@ class Products:
     how = "products"
 
     def __init__(self, models: Sequence[nn.Module]) -> None:
-        self._models = list(models)
+        self._models, self._modes = list(models), Modes(models[0])
         self.module = copy.deepcopy(models[0])
         self._stacked: dict[str, StackedLayer] = {}
         if len(list(self.module.named_parameters(remove_duplicate=False))) != len(list(self.module.parameters())):
@@ -71,13 +88,13 @@ class Products:
         return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
 
     def train(self, mode: bool = True) -> None:
-        self.module.train(mode)
+        for model in (self.module, *self._models):
+            self._modes.apply(model, mode)
 
     def models(self) -> list[nn.Module]:
         for k, model in enumerate(self._models):
             for name, layer in self._stacked.items():
                 layer.give_back(k, model.get_submodule(name))
-            model.train(self.module.training)
         return self._models
 
 
@@ -87,7 +104,7 @@ class Vmap:
     how = "vmap"
 
     def __init__(self, models: Sequence[nn.Module]) -> None:
-        self._models = list(models)
+        self._models, self._modes = list(models), Modes(models[0])
         self.module = copy.deepcopy(models[0])
         self._parameters, self._buffers = stack_module_state(self._models)
 
@@ -101,13 +118,13 @@ class Vmap:
         return [parameter for parameter in self._parameters.values() if parameter.requires_grad]
 
     def train(self, mode: bool = True) -> None:
-        self.module.train(mode)
+        for model in (self.module, *self._models):
+            self._modes.apply(model, mode)
 
     def models(self) -> list[nn.Module]:
         for k, model in enumerate(self._models):
             state = {name: value[k].detach() for name, value in (*self._parameters.items(), *self._buffers.items())}
             model.load_state_dict(state, strict=False)
-            model.train(self.module.training)
         return self._models
 
 
@@ -117,7 +134,7 @@ class InTurn:
     how = "turn"
 
     def __init__(self, models: Sequence[nn.Module]) -> None:
-        self._models = list(models)
+        self._models, self._modes = list(models), Modes(models[0])
 
     def __call__(self, x: Tensor, /) -> Tensor:
         return torch.stack([model(part) for model, part in zip(self._models, x, strict=True)])
@@ -127,7 +144,7 @@ class InTurn:
 
     def train(self, mode: bool = True) -> None:
         for model in self._models:
-            model.train(mode)
+            self._modes.apply(model, mode)
 
     def models(self) -> list[nn.Module]:
         return self._models

@@ -98,8 +98,9 @@ def train_shadows(
 
     Args:
         module: the architecture.
-        begin: ``begin(module, seed)``, a copy to train: with fresh weights, or, where the model under attack was
-            fine-tuned, with those that it began from (:func:`~.fresh.continued`).
+        begin: ``begin(module, seed)``, a copy to train as :func:`fit` does: with fresh weights, or, where the model
+            under attack was fine-tuned, with those that it began from (:func:`~.fresh.continued`). All copies have
+            the same layers frozen.
         x: inputs ``(n, ...)`` as the module takes them.
         y: labels int64 ``(n,)``.
         on_samples: called after each step with the number of records, over all models, that it used.
@@ -142,11 +143,19 @@ def fit(
 ) -> Stack:
     """Trains each model on its records ``index[k]``; side by side and in turn give the same to float tolerance.
 
+    Parameters that take no gradients stay as they are, and so do the statistics of layers that are in eval mode.
+
     Args:
         first: number of the first model, which with the seed determines its batches.
         length: records of each model in an epoch; the fewest that any has when left out. A model with more leaves
             out others in each epoch.
+
+    Raises:
+        UnsupportedError: when every layer is in eval mode, so that nobody can tell what is to be trained.
     """
+    if not any(layer.training for layer in models[0].modules()):
+        kind = type(models[0]).__name__
+        raise UnsupportedError(f"this {kind} is in eval mode: call train() on what is to be trained")
     length = min(len(own) for own in index) if length is None else length
     probe = x[index[0][: max(2, min(_PROBE, len(index[0])))]].to(_device(models[0]))
     models_stack = stack(models, probe, config.how)

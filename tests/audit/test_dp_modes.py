@@ -1,5 +1,6 @@
 """The audit of the budget trains as the spec says: a defect in one mode is seen in that mode."""
 
+import copy
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -7,14 +8,20 @@ from typing import Any
 
 import pytest
 import torch
+from auditorch.audit.checks import dp as dp_check
 from auditorch.audit.checks.dp import DPAudit
+from auditorch.audit.target import Target
+from auditorch.audit.variants import dp_sgd as dp_variant
 from auditorch.audit.variants.dp_sgd import DPSGDVariant
 from auditorch.audit.variants.private_options import PrivateTraining
 from auditorch.privacy import dp_sgd
+from auditorch.privacy.auditing.canaries import CanaryNetwork
 from auditorch.privacy.clipping import Clipping
 from auditorch.privacy.config import DPConfig
 from auditorch.privacy.private_run import PrivateRun
 from auditorch.reports.record import Result
+from pydantic import ValidationError
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .fakes import FakeContext, toy_samples, toy_target
@@ -125,6 +132,8 @@ def test_wrong_clipping_is_caught_in_every_mode(
 def test_what_is_audited_is_what_the_variant_trains() -> None:
     """Every option that shapes a step means the same in both, and reaches the trainer."""
     given: dict[str, Any] = {
+        "start": "public.safetensors",
+        "new_head": True,
         "noise_multiplier": 1.5,
         "delta": 1e-4,
         "epochs": 3,
@@ -150,6 +159,87 @@ def test_what_is_audited_is_what_the_variant_trains() -> None:
     variant = DPSGDVariant.model_validate({"train": "t", **given})
     configs = [one.steps(epsilon=None, batch_size=7, seed=1) for one in (check, variant)]
     assert configs[0] == configs[1]
+    assert check.files() == variant.files() == ("t", "public.safetensors")
     fields = set(DPConfig.__dataclass_fields__) - {"epsilon", "seed", "physical_batch"}
     assert {name: getattr(configs[0], name) for name in fields} == {name: given[name] for name in fields}
     assert check.trained_part(0) == variant.trained_part(0) == 1
+
+
+class StopError(Exception):
+    """Nothing needs to be trained to see where a training begins."""
+
+
+def begun(made: DPAudit | DPSGDVariant, root: Path, patch: pytest.MonkeyPatch, on: Target) -> nn.Module:
+    """A copy of the network as it is handed to the trainer."""
+    handed: list[nn.Module] = []
+
+    def noted(module: nn.Module, *_: Any, **__: Any) -> Any:
+        handed.append(copy.deepcopy(module))
+        raise StopError
+
+    for place in (dp_check, dp_variant):
+        patch.setattr(place, "dp_fine_tune", noted)
+    context = FakeContext(root, "dp", seed=5, sources={"train.npz": toy_samples(200)})
+    with pytest.raises(StopError):
+        made.build(on, toy_samples(), context) if isinstance(made, DPSGDVariant) else made.run(
+            on, toy_samples(), context
+        )
+    network = handed[0]
+    return network.module if isinstance(network, CanaryNetwork) else network
+
+
+STARTS: list[dict[str, Any]] = [
+    {},
+    {"start": "target"},
+    {"start": "target", "new_head": True, "scope": "head"},
+    {"start": "public.safetensors"},
+    {"start": "public.safetensors", "new_head": True, "scope": 1},
+]
+
+
+@pytest.mark.parametrize("options", STARTS)
+def test_the_audit_begins_where_the_variant_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    """To the bit, on the model as given as on a variant of it, with the same layers frozen."""
+    public = network()
+    with torch.no_grad():
+        for parameter in public.parameters():
+            parameter.add_(1)
+    save_file(public.state_dict(), tmp_path / "public.safetensors")
+    base = toy_target(network())
+    changed = base.with_module(nn.Sequential(nn.Flatten(), nn.Linear(64, 4)).eval(), "1" * 64)
+    given = {"train": "train.npz", "noise_multiplier": 1.0, "batch_size": 15, **options}
+    wanted = begun(DPSGDVariant.model_validate(given), tmp_path, monkeypatch, base)
+    for target in (base, changed):
+        found = begun(DPAudit.model_validate(given), tmp_path, monkeypatch, target)
+        pairs = list(zip(found.named_parameters(), wanted.named_parameters(), strict=True))
+        assert all(a == b and torch.equal(x, y) and x.requires_grad == y.requires_grad for (a, x), (b, y) in pairs)
+    origin = public if "public.safetensors" in options.values() else network()
+    kept = [torch.equal(x, y) for x, y in zip(wanted.parameters(), origin.parameters(), strict=True)]
+    fresh_head = [True, True, False, False] if options.get("new_head") else [True] * 4
+    assert kept == (fresh_head if options else [False] * 4)
+
+
+def test_what_the_audit_does_not_train_stays_as_it_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: list[nn.Module] = []
+
+    def noted(module: nn.Module, *arguments: Any, **options: Any) -> Any:
+        result = dp_sgd.dp_fine_tune(module, *arguments, **options)
+        trained.append(result.module)
+        return result
+
+    monkeypatch.setattr(dp_check, "dp_fine_tune", noted)
+    check = DPAudit.model_validate({**OPTIONS, "epochs": 1, "canaries": 20, "start": "target", "scope": "head"})
+    context = FakeContext(tmp_path, "dp", seed=5, sources={"train.npz": toy_samples(200)})
+    result = check.run(toy_target(network()), toy_samples(), context)
+    after = trained[0].get_submodule("module").state_dict()
+    same = {key: torch.equal(value, after[key]) for key, value in network().state_dict().items()}
+    assert same == {"1.weight": True, "1.bias": True, "3.weight": False, "3.bias": False}
+    assert any("began from the weights of the model as given" in text for text in result.not_covered)
+
+
+def test_a_new_head_of_random_weights_is_refused() -> None:
+    for kind in (DPAudit, DPSGDVariant):
+        with pytest.raises(ValidationError, match="random weights have a new head in any case"):
+            kind.model_validate({"train": "t", "epsilon": 1, "new_head": True})

@@ -218,7 +218,10 @@ def test_verify_holds_and_fails_for_another_model_or_training_set_or_number(tmp_
         ({"train": "a", "attack": "shokri", "flip": True, "online": False}, "flip, online: not used"),
         ({"train": "a", "attack": "lira", "shadows": 5}, "multiple of 2"),
         ({"train": "a", "start": "base"}, "start: not used by the loss attack"),
-        ({"train": "a", "attack": "lira", "new_head": True}, "random weights have a new head in any case"),
+        ({"train": "a", "attack": "lira", "start": "random", "new_head": True}, "random weights have none"),
+        ({"train": "a", "attack": "lira", "start": "random", "scope": "head"}, "random weights have none"),
+        ({"train": "a", "attack": "lira", "start": "base", "lora_rank": 2}, "only used with scope lora"),
+        ({"train": "a", "scope": "head"}, "scope: not used by the loss attack"),
     ],
 )
 def test_bad_options_are_refused(fields: dict[str, Any], message: str) -> None:
