@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ from .clipping import Clipping
 from .config import DPConfig
 from .gradients.shares import numbers
 from .gradients.tape import RecordGradients, Tape, exact
+from .memory import freed_memory_kept
 from .randomness import Streams
 from .ranks import Ranks
 
@@ -126,14 +127,18 @@ class PrivateRun:
         )
         self.physical = config.physical_batch or 0
         self.slow: tuple[str, ...] = ()
+        self.memory = ExitStack()
 
     def __enter__(self) -> PrivateRun:
         self.tape = Tape(self.module)
         self.slow = self.tape.slow
+        if self.device.type == "cpu":
+            self.memory.enter_context(freed_memory_kept())
         return self
 
     def __exit__(self, *_: object) -> None:
         self.tape.remove()
+        self.memory.close()
 
     def train(self, on_samples: Callable[[int], None] | None, kept: Checkpoint | None, every: int | None) -> None:
         """Takes all steps that the plan has left."""

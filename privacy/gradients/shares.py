@@ -14,11 +14,13 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor, nn
 
+from ..memory import LARGEST_KEPT
+
 _TOUCH = 12
 """Products that a core can make in the time in which it writes one number to memory and reads it twice."""
 
-KEPT_NUMBERS = 2**24
-"""Most numbers that one parameter's gradients per record may take up: 64 MiB in float32."""
+KEPT_NUMBERS = LARGEST_KEPT // 4 - 2**10
+"""Most numbers that one parameter's gradients per record may take up: in float32 what the C library keeps."""
 
 
 def lengths(values: Tensor) -> Tensor:

@@ -82,7 +82,6 @@ class Tape:
         self._norms: list[Tensor | None] = []
         self._shared_index: set[nn.Module] = set()
         self._taken: list[tuple[nn.Module, Any]] = []
-        _keep_freed_memory(self._anchor.device)
         try:
             for name, layer in module.named_modules():
                 self._watch_layer(name, layer)
@@ -312,16 +311,6 @@ class Tape:
             if parameter in self._names and name:
                 return self._names[parameter]
         return type(layer).__name__
-
-
-def _keep_freed_memory(device: torch.device) -> None:
-    """Has the C library keep freed blocks of up to 32 MiB instead of giving them back to the system.
-
-    glibc learns its threshold from the largest block freed. Without this, the buffers of each step are new pages,
-    which cost up to a quarter of the step's time; elsewhere it does nothing.
-    """
-    if device.type == "cpu":
-        torch.empty(2**23 - 2**12)
 
 
 class _Anchored(torch.autograd.Function):
