@@ -19,9 +19,9 @@ _open: list[None] = []
 def freed_memory_kept() -> Iterator[None]:
     """While open, freed blocks of up to 32 MiB stay with the process; at the end they go back to the system.
 
-    Every step needs the same buffers. By itself glibc gives back what it has free above 64 MiB, and the next step begins
-    on new pages: for a transformer with 200 MB of gradients by record that was a quarter of its time. Where the C library
-    is another one, nothing happens.
+    Every step needs the same buffers. By itself glibc gives back what it has free above 64 MiB, and the next step
+    begins on new pages: for a transformer with 200 MB of gradients by record that was a quarter of its time. With
+    another C library nothing happens.
     """
     if platform.libc_ver()[0] != "glibc":
         yield

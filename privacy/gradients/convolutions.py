@@ -13,7 +13,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .shares import KEPT_NUMBERS, Arranged, Deferred, Formed, Share, Shares, by_channel, wanted
+from .shares import (
+    KEPT_NUMBERS,
+    Arranged,
+    Deferred,
+    Formed,
+    Outers,
+    Share,
+    Shares,
+    by_channel,
+    forming_pays,
+    lengths,
+    wanted,
+)
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
@@ -87,13 +99,21 @@ def _kernels_as_groups(layer: Convolution, seen: Tensor, back: Tensor, records: 
 
 
 def _kernel_share(layer: Convolution, seen: Tensor, back: Tensor, records: int) -> Share:
-    """Per record, the product of what came back with the patches that the kernel saw; kept if it is small enough."""
+    """Per record, the product of what came back with the patches that the kernel saw, kept if it is small enough; not
+    formed where there are few places for so large a kernel.
+
+    Measured as above, with norms and sums, in ms: 256 channels to 256 on 16 places 20 in place of 49, 64 to 64 on 64
+    places 9.4 in place of 5.1.
+    """
+    views, inputs, outputs = len(seen) // records, layer.weight[0].numel(), layer.out_channels // layer.groups
+    times, kept = views * prod(back.shape[2:]), records * layer.weight.numel() <= KEPT_NUMBERS
+    if not forming_pays(times, inputs, outputs) or (not kept and times * (inputs + outputs) <= inputs * outputs):
+        return _by_gram_matrices(layer, _padded(layer, seen), back, records)
     gathered = _suits_gathering(layer, seen, back)
     form = _gathered if gathered else _copied
     seen = _padded(layer, seen, last=not gathered and _channels_last(layer, seen))
-    if records * layer.weight.numel() <= KEPT_NUMBERS:
+    if kept:
         return form(layer, seen, back, records)
-    views = len(seen) // records
     at_once = max(1, KEPT_NUMBERS // layer.weight.numel())
     parts = [rows.split(at_once * views) for rows in (seen, back)]
     norms = [form(layer, x, g, len(x) // views).norms() for x, g in zip(*parts, strict=True)]
@@ -101,6 +121,26 @@ def _kernel_share(layer: Convolution, seen: Tensor, back: Tensor, records: int) 
         torch.cat(norms),
         lambda weights: _kernel_sum(layer, seen, back, weights),
         lambda: form(layer, seen, back, records).per_record(),
+    )
+
+
+def _by_gram_matrices(layer: Convolution, seen: Tensor, back: Tensor, records: int) -> Deferred:
+    """Norms as for a matrix that met each place's patch (arXiv 2205.10683), the sum from one more pass of the layer."""
+    views, groups, places = len(seen) // records, layer.groups, prod(back.shape[2:])
+    index = _index(layer, seen, back)
+    at_once = views * max(1, _IN_CACHE // (views * len(index)))
+
+    def norms(x: Tensor, g: Tensor) -> Tensor:
+        n = len(x) // views
+        patches = x.flatten(1).index_select(1, index).view(n, views, groups, places, -1).transpose(1, 2)
+        returned = g.view(n, views, groups, -1, places).permute(0, 2, 1, 4, 3)
+        joint = Outers(*(part.reshape(n * groups, views * places, -1) for part in (patches, returned)))
+        return lengths(joint.norms().view(n, groups))
+
+    return Deferred(
+        torch.cat([norms(x, g) for x, g in zip(seen.split(at_once), back.split(at_once), strict=True)]),
+        lambda weights: _kernel_sum(layer, seen, back, weights),
+        lambda: _gathered(layer, seen, back, records).per_record(),
     )
 
 
@@ -117,9 +157,7 @@ def _suits_gathering(layer: Convolution, seen: Tensor, back: Tensor) -> bool:
 def _gathered(layer: Convolution, seen: Tensor, back: Tensor, records: int) -> Formed:
     """Through the positions of what each place of the output saw, some records at a time."""
     rows, groups = len(seen), layer.groups
-    index = _positions(
-        tuple(seen.shape[1:]), layer.kernel_size, layer.stride, layer.dilation, layer.groups, tuple(back.shape[2:])
-    )
+    index = _index(layer, seen, back)
     flat, returned = seen.flatten(1), back.reshape(rows * groups, -1, prod(back.shape[2:]))
     out = back.new_empty(rows * groups, returned.shape[1], layer.weight[0].numel())
     chunk = min(rows, max(1, _IN_CACHE // len(index)))
@@ -130,6 +168,12 @@ def _gathered(layer: Convolution, seen: Tensor, back: Tensor, records: int) -> F
         part = slice(start * groups, stop * groups)
         torch.bmm(returned[part], patches.view(-1, returned.shape[2], out.shape[2]), out=out[part])
     return Formed(_over_views(layer, out, records).view(records, *layer.weight.shape))
+
+
+def _index(layer: Convolution, seen: Tensor, back: Tensor) -> Tensor:
+    places = tuple(back.shape[2:])
+    index = _positions(tuple(seen.shape[1:]), layer.kernel_size, layer.stride, layer.dilation, layer.groups, places)
+    return index.to(seen.device)
 
 
 @lru_cache(maxsize=64)

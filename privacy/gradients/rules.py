@@ -8,6 +8,8 @@ its views.
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +20,7 @@ from .shares import Formed, Lookup, Share, Shares, by_channel, matrix_share, wan
 
 Rule = Callable[..., Shares]
 """``rule(layer, seen, back, records)``: shares by the layer's own parameter names, for those that take gradients. That
-of LayerNorm also takes the means and inverse deviations that :func:`layer_norm` gives."""
+of a norm in :data:`NORMS` also takes the means and inverse deviations that it gives."""
 
 
 def rule_for(layer: nn.Module) -> Rule | None:
@@ -68,7 +70,8 @@ def _embedding(layer: nn.Module, seen: Tensor, back: Tensor, records: int) -> Sh
 
 def layer_norm(layer: nn.LayerNorm, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The layer's output, with the means and inverse deviations, which need not be found again on the way back."""
-    return torch.native_layer_norm(x, layer.normalized_shape, layer.weight, layer.bias, layer.eps)
+    out, means, inverse = torch.native_layer_norm(x, layer.normalized_shape, layer.weight, layer.bias, layer.eps)
+    return out, means.detach(), inverse.detach()  # else they would hold the graph, which holds what is called with them
 
 
 def _layer_norm(
@@ -103,10 +106,41 @@ def _rms_norm(layer: nn.Module, seen: Tensor, back: Tensor, records: int) -> Sha
     return _scale_and_shift(layer, back, lambda: functional.rms_norm(seen, shape, eps=layer.eps), added)
 
 
-def _group_norm(layer: nn.Module, seen: Tensor, back: Tensor, records: int) -> Shares:
+def group_norm(layer: nn.GroupNorm, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The layer's output, with the means and inverse deviations ``(rows, groups)``."""
+    return _group_norm_of(layer, x, layer.weight, layer.bias)
+
+
+def _group_norm_of(
+    layer: nn.GroupNorm, x: Tensor, weight: Tensor | None, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    size = (len(x), x.shape[1], prod(x.shape[2:]))
+    out, means, inverse = torch.native_group_norm(x.contiguous(), weight, bias, *size, layer.num_groups, layer.eps)
+    return out, means.detach(), inverse.detach()
+
+
+def _group_norm(
+    layer: nn.Module,
+    seen: Tensor,
+    back: Tensor,
+    records: int,
+    means: Tensor | None = None,
+    inverse: Tensor | None = None,
+) -> Shares:
+    """Of the scale: the products of ``back`` and what was normalised, of which only the sums are ever formed."""
     assert isinstance(layer, nn.GroupNorm)
-    normal = lambda: functional.group_norm(seen, layer.num_groups, eps=layer.eps)  # noqa: E731
-    return _scale_and_shift(layer, back, normal, lambda values: by_channel(values, records))
+    if means is None or inverse is None:
+        _, means, inverse = _group_norm_of(layer, seen, None, None)
+    groups = (len(seen), layer.num_groups, -1)
+    sums = back.flatten(2).sum(2) if back.ndim > 2 else back
+    shares: Shares = {}
+    if wanted(layer, "weight"):
+        products = torch.linalg.vecdot(back.flatten(2), seen.flatten(2)) if back.ndim > 2 else back * seen
+        centred = products.view(groups) - means.unsqueeze(2) * sums.view(groups)
+        shares["weight"] = by_channel((centred * inverse.unsqueeze(2)).view_as(sums), records)
+    if wanted(layer, "bias"):
+        shares["bias"] = by_channel(sums, records)
+    return shares
 
 
 def _instance_norm(layer: nn.Module, seen: Tensor, back: Tensor, records: int) -> Shares:
@@ -144,3 +178,9 @@ _RULES: dict[type[nn.Module], Rule] = {
     nn.InstanceNorm2d: _instance_norm,
     nn.InstanceNorm3d: _instance_norm,
 }
+
+NORMS: dict[type[nn.Module], Callable[[Any, Tensor], tuple[Tensor, Tensor, Tensor]]] = {
+    nn.LayerNorm: layer_norm,
+    nn.GroupNorm: group_norm,
+}
+"""Forward passes that also give what the rule needs, which need not be found again on the way back."""

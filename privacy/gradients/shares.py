@@ -223,13 +223,19 @@ class Stacked(Share):
         return torch.cat([part.per_record() for part in self.parts], 1)
 
 
+def forming_pays(t: int, i: int, o: int) -> bool:
+    """Whether the sum of ``t`` outer products ``(o, i)`` is sooner formed, once for norm and sum, than its norm found
+    through Gram matrices and the sum by another product."""
+    return _TOUCH * i * o <= t * t * (i + o)
+
+
 def matrix_share(seen: Tensor, back: Tensor) -> Share:
     """The share of a matrix ``(o, i)`` from ``seen (b, t, i)`` and ``back (b, t, o)``, in the cheapest form."""
     b, t, i = seen.shape
     o = back.shape[2]
     if t == 1:
         return Outer(seen.squeeze(1), back.squeeze(1))
-    if b * i * o <= KEPT_NUMBERS and _TOUCH * i * o <= t * t * (i + o):
+    if b * i * o <= KEPT_NUMBERS and forming_pays(t, i, o):
         return Formed(torch.bmm(back.transpose(1, 2), seen))
     return Outers(seen, back)
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ...attacks.errors import UnsupportedError
 from .attention import attend
-from .rules import Rule, layer_norm, rule_for, widened
+from .rules import NORMS, Rule, rule_for, widened
 from .shares import Share, Shares, merged
 from .vmapped import vmapped_shares
 
@@ -227,7 +227,7 @@ class Tape:
         In place of hooks, which cost as much as a small layer, and inside of the layer's own hooks.
         """
         native, values = layer.forward, layer._parameters
-        normal = layer if isinstance(layer, nn.LayerNorm) and rule is not None else None
+        norm = None if rule is None else next((of for kind, of in NORMS.items() if isinstance(layer, kind)), None)
         trained = {name: values[name] for name in names}
         still = {name: parameter.detach() for name, parameter in trained.items() if parameter is not None}
 
@@ -239,8 +239,8 @@ class Tape:
             kept: Sequence[Tensor] = ()
             values.update(still)  # pyright: ignore[reportArgumentType, reportCallIssue]
             try:
-                if normal is not None and len(args) == 1 and not torch.is_autocast_enabled(args[0].device.type):
-                    out, *kept = layer_norm(normal, args[0])
+                if norm is not None and len(args) == 1 and not torch.is_autocast_enabled(args[0].device.type):
+                    out, *kept = norm(layer, args[0])
                 else:
                     out = native(*args, **kwargs)
             finally:

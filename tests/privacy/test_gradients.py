@@ -1,6 +1,7 @@
 """One backward pass gives what a loop over records gives, and what Opacus gives."""
 
 import copy
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -283,6 +284,28 @@ def test_kernels_by_groups_copy_no_patches(monkeypatch: pytest.MonkeyPatch) -> N
         recorded(*case("conv2d circular"))
 
 
+@pytest.mark.parametrize("views", [1, 2])
+@pytest.mark.parametrize("name", ["conv1d", "conv2d uneven", "conv2d circular", "conv2d depthwise, same", "conv3d"])
+def test_kernels_by_gram_matrices(name: str, views: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a record's gradient nor, with one record at a time, all patches are in memory at once."""
+    module, x, _ = case(name)
+    x, y = x[:4], torch.arange(4 // views) % 3
+    expected = one_by_one(module, x, y, views)
+    monkeypatch.setattr(convolutions, "forming_pays", lambda *_: False)
+    for limit in (2**19, 1):
+        monkeypatch.setattr(convolutions, "_IN_CACHE", limit)
+        found = recorded(module, x, y, views)
+        assert isinstance(found.shares[0], Deferred)
+        compare(found, expected)
+
+
+def test_large_kernels_on_few_places_are_not_formed() -> None:
+    module = Net(nn.Conv2d(64, 64, 3, padding=1), features=64)
+    few, many = (recorded(module, torch.randn(2, 64, side, side), torch.tensor([0, 1])) for side in (2, 12))
+    assert isinstance(few.shares[0], Deferred)
+    assert isinstance(many.shares[0], Formed)
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("name", ["conv1d", "conv2d", "conv3d"])
 def test_copied_and_gathered_patches_agree(name: str, stride: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -445,3 +468,27 @@ def test_what_cannot_be_seen_is_refused(module: nn.Module, message: str) -> None
     with pytest.raises(UnsupportedError, match=message):
         recorded(module, x, torch.arange(N) % 3)
     assert all(parameter.requires_grad for parameter in module.parameters()), "switches are given back"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_came_into_a_layer_is_freed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A circle through the graph of autograd would never be found: each step would leave its activations behind."""
+    inputs: list[weakref.ref[Tensor]] = []
+    apply, again = Tape._apply, Tape._run_again
+
+    def watched_again(tape: Tape, layer: nn.Module, args: Any, kwargs: Any) -> Callable[[Tensor], None]:
+        inputs.extend(weakref.ref(value) for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+        return again(tape, layer, args, kwargs)
+
+    def watched(tape: Tape, rule: Any, layer: nn.Module, seen: Tensor, kept: Any) -> Callable[[Tensor], None]:
+        def spy(layer: nn.Module, seen: Tensor, *rest: Any) -> Any:
+            inputs.append(weakref.ref(seen))
+            return rule(layer, seen, *rest)
+
+        return apply(tape, spy, layer, seen, kept)
+
+    monkeypatch.setattr(Tape, "_apply", watched)
+    monkeypatch.setattr(Tape, "_run_again", watched_again)
+    recorded(*case(name))
+    assert inputs
+    assert not any(ref() is not None for ref in inputs)
