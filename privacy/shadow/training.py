@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ...attacks.errors import AuditError, UnsupportedError
+from ..memory import freed_memory_kept
 from .fresh import fresh
 from .stack import How, Stack, stack
 
@@ -165,12 +166,11 @@ def fit(
         models_stack.train(False)
         return models_stack
     models_stack.train()
-    _keep_freed_memory()
     optimizer = _optimizer(models_stack.parameters(), config)
     epochs, device = list(_batches(index, config, first, length)), _device(models[0])
     steps, step = sum(len(epoch) for epoch in epochs), 0
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+    with freed_memory_kept(), torch.enable_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed + first)  # dropout
         for epoch in epochs:
             for batch in epoch:
@@ -205,13 +205,6 @@ def _optimizer(parameters: list[Tensor], config: ShadowConfig) -> torch.optim.Op
     if config.optimizer == "sgd":
         return torch.optim.SGD(parameters, config.lr, momentum=0.9, weight_decay=config.weight_decay, fused=fused)
     return torch.optim.AdamW(parameters, config.lr, weight_decay=config.weight_decay, fused=fused)
-
-
-def _keep_freed_memory() -> None:
-    """glibc hands freed blocks back to the system above a limit, which follows the largest block freed so far; with
-    the limit low, a step on many models spends a quarter of its time on page faults. One block of 30 MB raises it.
-    """
-    torch.empty(30_000_000, dtype=torch.uint8)
 
 
 def _all_logits(models: Stack, x: Tensor, batch_size: int, on_samples: Callable[[float], None] | None) -> Tensor:
