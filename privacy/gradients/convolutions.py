@@ -76,7 +76,7 @@ def _kernels_as_groups(layer: Convolution, seen: Tensor, back: Tensor, records: 
     if isinstance(layer.padding, tuple) and layer.padding_mode == "zeros":
         padding = list(layer.padding)
     else:
-        seen = _padded(layer, seen)
+        seen = padded(layer, seen)
     rows, shape = len(back), layer.weight.shape
     _, kernels, _ = torch.ops.aten.convolution_backward(
         back.reshape(1, -1, *back.shape[2:]),
@@ -108,10 +108,10 @@ def _kernel_share(layer: Convolution, seen: Tensor, back: Tensor, records: int) 
     views, inputs, outputs = len(seen) // records, layer.weight[0].numel(), layer.out_channels // layer.groups
     times, kept = views * prod(back.shape[2:]), records * layer.weight.numel() <= KEPT_NUMBERS
     if not forming_pays(times, inputs, outputs) or (not kept and times * (inputs + outputs) <= inputs * outputs):
-        return _by_gram_matrices(layer, _padded(layer, seen), back, records)
+        return _by_gram_matrices(layer, padded(layer, seen), back, records)
     gathered = _suits_gathering(layer, seen, back)
     form = _gathered if gathered else _copied
-    seen = _padded(layer, seen, last=not gathered and _channels_last(layer, seen))
+    seen = padded(layer, seen, last=not gathered and _channels_last(layer, seen))
     if kept:
         return form(layer, seen, back, records)
     at_once = max(1, KEPT_NUMBERS // layer.weight.numel())
@@ -127,7 +127,7 @@ def _kernel_share(layer: Convolution, seen: Tensor, back: Tensor, records: int) 
 def _by_gram_matrices(layer: Convolution, seen: Tensor, back: Tensor, records: int) -> Deferred:
     """Norms as for a matrix that met each place's patch (arXiv 2205.10683), the sum from one more pass of the layer."""
     views, groups, places = len(seen) // records, layer.groups, prod(back.shape[2:])
-    index = _index(layer, seen, back)
+    _, index = patches_of(layer, seen)
     at_once = views * max(1, _IN_CACHE // (views * len(index)))
 
     def norms(x: Tensor, g: Tensor) -> Tensor:
@@ -157,7 +157,7 @@ def _suits_gathering(layer: Convolution, seen: Tensor, back: Tensor) -> bool:
 def _gathered(layer: Convolution, seen: Tensor, back: Tensor, records: int) -> Formed:
     """Through the positions of what each place of the output saw, some records at a time."""
     rows, groups = len(seen), layer.groups
-    index = _index(layer, seen, back)
+    _, index = patches_of(layer, seen)
     flat, returned = seen.flatten(1), back.reshape(rows * groups, -1, prod(back.shape[2:]))
     out = back.new_empty(rows * groups, returned.shape[1], layer.weight[0].numel())
     chunk = min(rows, max(1, _IN_CACHE // len(index)))
@@ -170,10 +170,14 @@ def _gathered(layer: Convolution, seen: Tensor, back: Tensor, records: int) -> F
     return Formed(_over_views(layer, out, records).view(records, *layer.weight.shape))
 
 
-def _index(layer: Convolution, seen: Tensor, back: Tensor) -> Tensor:
-    places = tuple(back.shape[2:])
-    index = _positions(tuple(seen.shape[1:]), layer.kernel_size, layer.stride, layer.dilation, layer.groups, places)
-    return index.to(seen.device)
+def patches_of(layer: Convolution, seen: Tensor) -> tuple[tuple[int, ...], Tensor]:
+    """The sizes of the output for the padded ``seen (rows, channels, …)`` and where in a flattened row its patches
+    are, int64, in the order ``(groups, *places, channels / groups, *kernel)``."""
+    sizes = zip(seen.shape[2:], layer.kernel_size, layer.stride, layer.dilation, strict=True)
+    places = tuple((size - dilation * (wide - 1) - 1) // step + 1 for size, wide, step, dilation in sizes)
+    shape = tuple(seen.shape[1:])
+    index = _positions(shape, layer.kernel_size, layer.stride, layer.dilation, layer.groups, places)
+    return places, index.to(seen.device)
 
 
 @lru_cache(maxsize=64)
@@ -185,8 +189,7 @@ def _positions(
     groups: int,
     places: tuple[int, ...],
 ) -> Tensor:
-    """Where in a record ``(channels, …)``, flattened, each number of each patch is, int64, in the order ``(groups,
-    *places, channels / groups, *kernel)``."""
+    """See :func:`patches_of`; ``shape`` is that of one row."""
     where = torch.arange(prod(shape)).view(shape)
     inside, steps = shape[0] // groups, where.stride()[1:]
     over_places = [a * b for a, b in zip(steps, stride, strict=True)]
@@ -257,7 +260,7 @@ def _kernel_sum(layer: Convolution, seen: Tensor, back: Tensor, weights: Tensor)
     return kernel
 
 
-def _padded(layer: Convolution, seen: Tensor, *, last: bool = False) -> Tensor:
+def padded(layer: Convolution, seen: Tensor, *, last: bool = False) -> Tensor:
     """What the kernel slides over, so that the rest needs no padding; with ``last`` channels last in memory."""
     both_sides: list[int] = layer._reversed_padding_repeated_twice
     if not any(both_sides):

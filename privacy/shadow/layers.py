@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..gradients.convolutions import Convolution, padded, patches_of
+
 _LARGE_MAP = 400
-"""Pixels from which, on a CPU, one-channel convolutions are faster model by model than as groups."""
+"""Pixels from which, on a CPU, one-channel convolutions are faster model by model than as groups or products."""
 
 
 class StackedLayer(nn.Module):
@@ -23,7 +25,12 @@ class StackedLayer(nn.Module):
 
     Args:
         layers: the same layer of each model.
+
+    Attributes:
+        channels_last: whether pictures leave with their channels last in memory, which pooling on a CPU likes.
     """
+
+    channels_last = False
 
     def __init__(self, layers: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -46,6 +53,16 @@ class StackedLayer(nn.Module):
         value = self.own(name)
         assert value is not None
         return value
+
+    def apart(self, y: Tensor) -> Tensor:
+        """``(b, models * c, ...)`` to ``(models * b, c, ...)``."""
+        return self.flat(y.view(len(y), self.models, -1, *y.shape[2:]).transpose(0, 1))
+
+    def flat(self, y: Tensor) -> Tensor:
+        """``(models, b, c, ...)`` to ``(models * b, c, ...)``."""
+        if self.channels_last and y.ndim == 5:
+            return y.movedim(2, -1).flatten(0, 1).movedim(-1, 1)
+        return y.flatten(0, 1)
 
     def give_back(self, k: int, layer: nn.Module) -> None:
         """Writes the weights of model ``k`` into its own layer."""
@@ -77,27 +94,46 @@ class StackedLinear(StackedLayer):
 
 
 class StackedConv(StackedLayer):
-    """Convolutions of the models as groups of one convolution, or one after the other where that is faster."""
+    """Convolutions of the models as groups of one convolution; on a CPU, whose convolutions want whole vectors of
+    channels, one-channel pictures as products of each model's kernels and patches, or model by model."""
 
     def forward(self, x: Tensor) -> Tensor:
         layer = self.like
-        if layer.padding_mode != "zeros":
-            x = functional.pad(x, layer._reversed_padding_repeated_twice, mode=layer.padding_mode)
-            padding: Any = 0
-        else:
-            padding = layer.padding
-        convolve = _CONVOLUTIONS[type(layer.layer)]
-        rest = (layer.stride, padding, layer.dilation)
+        if x.device.type == "cpu" and x.shape[1] == 1 and layer.in_channels == 1 and not x.requires_grad:
+            return self._in_turn(x) if x[0, 0].numel() >= _LARGE_MAP else self._by_patches(x)
+        x, padding = self._padding(x)
         weight, bias = self.need("weight"), self.own("bias")
         parts = x.view(self.models, -1, *x.shape[1:])
-        if x.device.type == "cpu" and x.shape[1] == 1 and x[0, 0].numel() >= _LARGE_MAP:
-            biases = [None] * self.models if bias is None else bias.unbind()
-            each = zip(parts.unbind(), weight.unbind(), biases, strict=True)
-            return torch.cat([convolve(part, w, b, *rest, layer.groups) for part, w, b in each])
         side = parts.transpose(0, 1).reshape(parts.shape[1], -1, *x.shape[2:])
         joined = None if bias is None else bias.reshape(-1)
-        y = convolve(side, weight.flatten(0, 1), joined, *rest, layer.groups * self.models)
-        return _apart(y, self.models)
+        rest = (layer.stride, padding, layer.dilation, layer.groups * self.models)
+        return self.apart(_CONVOLUTIONS[type(layer.layer)](side, weight.flatten(0, 1), joined, *rest))
+
+    def _padding(self, x: Tensor) -> tuple[Tensor, Any]:
+        """What is left to pad: nothing but zeros."""
+        layer = self.like.layer
+        assert isinstance(layer, Convolution)
+        return (x, layer.padding) if layer.padding_mode == "zeros" else (padded(layer, x), 0)
+
+    def _in_turn(self, x: Tensor) -> Tensor:
+        layer, weight, bias = self.like, self.need("weight"), self.own("bias")
+        x, padding = self._padding(x)
+        biases = [None] * self.models if bias is None else bias.unbind()
+        each = zip(x.view(self.models, -1, *x.shape[1:]).unbind(), weight.unbind(), biases, strict=True)
+        convolve, rest = _CONVOLUTIONS[type(layer.layer)], (layer.stride, padding, layer.dilation, layer.groups)
+        return torch.cat([convolve(part, w, b, *rest) for part, w, b in each])
+
+    def _by_patches(self, x: Tensor) -> Tensor:
+        weight, bias = self.need("weight"), self.own("bias")
+        layer = self.like.layer
+        assert isinstance(layer, Convolution)
+        x = padded(layer, x)
+        places, index = patches_of(layer, x)
+        patches = x.flatten(1).index_select(1, index).view(self.models, -1, weight[0, 0].numel()).transpose(1, 2)
+        kernels = weight.flatten(2)
+        y = torch.bmm(kernels, patches) if bias is None else torch.baddbmm(bias[..., None], kernels, patches)
+        y = y.view(self.models, -1, len(x) // self.models, *places)
+        return self.flat(y.transpose(1, 2))
 
 
 class StackedBatchNorm(StackedLayer):
@@ -117,7 +153,7 @@ class StackedBatchNorm(StackedLayer):
             seen.add_(1)
             momentum = 1 / float(seen) if momentum is None else momentum
         y = functional.batch_norm(side, mean, variance, weight, bias, by_batch, momentum or 0.0, layer.eps)
-        return _apart(y, self.models)
+        return self.apart(y)
 
 
 class StackedNorm(StackedLayer):
@@ -146,11 +182,6 @@ class StackedEmbedding(StackedLayer):
         first = torch.arange(self.models, device=x.device) * tables.shape[1]
         index = x.reshape(self.models, -1) + first[:, None]
         return functional.embedding(index, tables.flatten(0, 1)).view(*x.shape, -1)
-
-
-def _apart(y: Tensor, models: int) -> Tensor:
-    """``(b, models * c, ...)`` to ``(models * b, c, ...)``."""
-    return y.view(len(y), models, -1, *y.shape[2:]).transpose(0, 1).flatten(0, 1)
 
 
 _CONVOLUTIONS: dict[type[nn.Module], Callable[..., Tensor]] = {

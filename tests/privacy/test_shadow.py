@@ -7,7 +7,8 @@ import pytest
 import torch
 from auditorch.attacks.errors import UnsupportedError
 from auditorch.privacy.shadow.fresh import fresh
-from auditorch.privacy.shadow.stack import How, stack
+from auditorch.privacy.shadow.layers import StackedConv
+from auditorch.privacy.shadow.stack import How, Products, stack
 from auditorch.privacy.shadow.training import ShadowConfig, Shadows, halves, train_shadows
 from torch import Tensor, nn
 
@@ -26,6 +27,13 @@ class Residual(nn.Module):
         x = torch.relu(self.first(x))
         x = x + torch.relu(self.norm(self.second(x)))
         return self.head(x.view(x.size(0), 4, -1).mean(2))
+
+
+class Viewed(nn.Module):
+    """Asks for a view of pictures, which only channels in their usual place in memory allow."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.view(len(x), -1)
 
 
 class Token(nn.Module):
@@ -67,6 +75,11 @@ def mlp() -> nn.Module:
     return nn.Sequential(OrderedDict([*layers, ("b", nn.Linear(16, 3, bias=False))]))
 
 
+def pooled(flat: type[nn.Module] = nn.Flatten) -> nn.Module:
+    first, second = nn.Conv2d(1, 8, 3, stride=(1, 2)), nn.Conv2d(8, 16, 2, padding="same", bias=False)
+    return nn.Sequential(first, nn.ReLU(), nn.AvgPool2d(2), second, nn.MaxPool2d(1), flat(), nn.Linear(48, 3))
+
+
 def batch_norm() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(1, 4, 3, padding=1, bias=False),  # a bias before BatchNorm has no gradient but rounding
@@ -92,7 +105,14 @@ def trained(module: nn.Module, how: How, x: Tensor, y: Tensor, optimizer: str = 
 
 @pytest.mark.parametrize(
     ("build", "how"),
-    [(mlp, "products"), (Residual, "products"), (batch_norm, "products"), (Token, "vmap"), (mlp, "vmap")],
+    [
+        (mlp, "products"),
+        (Residual, "products"),
+        (pooled, "products"),
+        (batch_norm, "products"),
+        (Token, "vmap"),
+        (mlp, "vmap"),
+    ],
 )
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_side_by_side_gives_what_training_in_turn_gives(build: type[nn.Module], how: How, optimizer: str) -> None:
@@ -104,6 +124,15 @@ def test_side_by_side_gives_what_training_in_turn_gives(build: type[nn.Module], 
     # Training moved the models: the agreement is not that of models left as they began.
     untrained = [fresh(build(), k)(x) for k in range(4)]
     assert (turn.logits(x) - torch.stack(untrained).detach()).abs().max() > 0.05
+
+
+@pytest.mark.parametrize(("flat", "last"), [(nn.Flatten, True), (Viewed, False)])
+def test_channels_come_last_before_pooling_where_nothing_forbids_it(flat: type[nn.Module], last: bool) -> None:
+    x, _ = data()
+    made = stack([pooled(flat) for _ in range(2)], x[:4])
+    assert isinstance(made, Products)
+    layers = [layer for layer in made.module.modules() if isinstance(layer, StackedConv)]
+    assert [layer.channels_last for layer in layers] == [last, last]
 
 
 @pytest.mark.parametrize("n", [60, 61])
