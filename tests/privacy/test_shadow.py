@@ -76,8 +76,8 @@ def mlp() -> nn.Module:
 
 
 def pooled(flat: type[nn.Module] = nn.Flatten) -> nn.Module:
-    first, second = nn.Conv2d(1, 8, 3, stride=(1, 2)), nn.Conv2d(8, 16, 2, padding="same", bias=False)
-    return nn.Sequential(first, nn.ReLU(), nn.AvgPool2d(2), second, nn.MaxPool2d(1), flat(), nn.Linear(48, 3))
+    first, second = nn.Conv2d(1, 8, (3, 2)), nn.Conv2d(8, 16, 3, padding="same", bias=False)
+    return nn.Sequential(first, nn.ReLU(), nn.AvgPool2d(2), second, nn.MaxPool2d(1), flat(), nn.Linear(144, 3))
 
 
 def batch_norm() -> nn.Module:
