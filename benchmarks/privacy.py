@@ -43,7 +43,7 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["steps", "account", "accuracy"])
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=["cnn", "demo", "transformer"])
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS)[:-1])
     parser.add_argument("--batches", nargs="+", type=int, default=[64, 512])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="beside the plain step")
     parser.add_argument("--seconds", type=float, default=8.0, help="for each network and batch")
