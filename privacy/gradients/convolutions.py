@@ -65,6 +65,13 @@ def _suits_groups(layer: Convolution, seen: Tensor, back: Tensor, records: int) 
     return fits and inside % 8 == 0 and native and _mkldnn_in_use()
 
 
+def _left_to_pad(layer: Convolution, seen: Tensor) -> tuple[Tensor, list[int]]:
+    """``seen`` and the zeros that the library's own convolution shall add on either side."""
+    if isinstance(layer.padding, tuple) and layer.padding_mode == "zeros":
+        return seen, list(layer.padding)
+    return padded(layer, seen), [0] * (seen.ndim - 2)
+
+
 def _mkldnn_in_use() -> bool:
     return torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled  # pyright: ignore[reportReturnType]
 
@@ -72,11 +79,7 @@ def _mkldnn_in_use() -> bool:
 def _kernels_as_groups(layer: Convolution, seen: Tensor, back: Tensor, records: int) -> Tensor:
     """Every record's gradient of the kernel, ``(records, *weight)``: the rows are made the groups of one convolution,
     whose kernels have nothing to do with each other."""
-    padding = [0] * (back.ndim - 2)
-    if isinstance(layer.padding, tuple) and layer.padding_mode == "zeros":
-        padding = list(layer.padding)
-    else:
-        seen = padded(layer, seen)
+    seen, padding = _left_to_pad(layer, seen)
     rows, shape = len(back), layer.weight.shape
     _, kernels, _ = torch.ops.aten.convolution_backward(
         back.reshape(1, -1, *back.shape[2:]),
@@ -108,26 +111,27 @@ def _kernel_share(layer: Convolution, seen: Tensor, back: Tensor, records: int) 
     views, inputs, outputs = len(seen) // records, layer.weight[0].numel(), layer.out_channels // layer.groups
     times, kept = views * prod(back.shape[2:]), records * layer.weight.numel() <= KEPT_NUMBERS
     if not forming_pays(times, inputs, outputs) or (not kept and times * (inputs + outputs) <= inputs * outputs):
-        return _by_gram_matrices(layer, padded(layer, seen), back, records)
+        return _by_gram_matrices(layer, seen, back, records)
     gathered = _suits_gathering(layer, seen, back)
     form = _gathered if gathered else _copied
-    seen = padded(layer, seen, last=not gathered and _channels_last(layer, seen))
+    around = padded(layer, seen, last=not gathered and _channels_last(layer, seen))
     if kept:
-        return form(layer, seen, back, records)
+        return form(layer, around, back, records)
     at_once = max(1, KEPT_NUMBERS // layer.weight.numel())
-    parts = [rows.split(at_once * views) for rows in (seen, back)]
+    parts = [rows.split(at_once * views) for rows in (around, back)]
     norms = [form(layer, x, g, len(x) // views).norms() for x, g in zip(*parts, strict=True)]
     return Deferred(
         torch.cat(norms),
         lambda weights: _kernel_sum(layer, seen, back, weights),
-        lambda: form(layer, seen, back, records).per_record(),
+        lambda: form(layer, around, back, records).per_record(),
     )
 
 
 def _by_gram_matrices(layer: Convolution, seen: Tensor, back: Tensor, records: int) -> Deferred:
     """Norms as for a matrix that met each place's patch (arXiv 2205.10683), the sum from one more pass of the layer."""
     views, groups, places = len(seen) // records, layer.groups, prod(back.shape[2:])
-    _, index = patches_of(layer, seen)
+    around = padded(layer, seen)
+    _, index = patches_of(layer, around)
     at_once = views * max(1, _IN_CACHE // (views * len(index)))
 
     def norms(x: Tensor, g: Tensor) -> Tensor:
@@ -138,9 +142,9 @@ def _by_gram_matrices(layer: Convolution, seen: Tensor, back: Tensor, records: i
         return lengths(joint.norms().view(n, groups))
 
     return Deferred(
-        torch.cat([norms(x, g) for x, g in zip(seen.split(at_once), back.split(at_once), strict=True)]),
+        torch.cat([norms(x, g) for x, g in zip(around.split(at_once), back.split(at_once), strict=True)]),
         lambda weights: _kernel_sum(layer, seen, back, weights),
-        lambda: _gathered(layer, seen, back, records).per_record(),
+        lambda: _gathered(layer, around, back, records).per_record(),
     )
 
 
@@ -243,17 +247,17 @@ def _arranged(layer: Convolution, gradients: Tensor, *, last: bool) -> Tensor:
 def _kernel_sum(layer: Convolution, seen: Tensor, back: Tensor, weights: Tensor) -> Tensor:
     """The gradient of the kernel for a weighted batch, by the library's own kernel."""
     scaled = back * weights.repeat_interleave(len(back) // len(weights)).view(-1, *[1] * (back.ndim - 1))
-    zeros = [0] * (back.ndim - 2)
+    seen, padding = _left_to_pad(layer, seen)
     _, kernel, _ = torch.ops.aten.convolution_backward(
         scaled,
         seen,
         layer.weight.detach(),
         None,
         list(layer.stride),
-        zeros,
+        padding,
         list(layer.dilation),
         False,
-        zeros,
+        [0] * len(padding),
         layer.groups,
         [False, True, False],
     )
