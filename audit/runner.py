@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ..attacks.memory import freed_memory_kept
 from ..reports.record import AuditRecord, DataInfo, Gate, Result, VariantRecord
 from . import gains
 from .cache import Cache, Key, seed_for, stable_hash
@@ -76,7 +77,7 @@ def run_audit(
     plan = make_plan(spec, only, skip)
     place = choose_device(device)
     display = display or Silent()
-    with owned(output, wait=wait), display:
+    with owned(output, wait=wait), display, freed_memory_kept():
         target, samples = load(spec, place)
         run = Run(spec, plan, target, samples, Cache(output, fresh), display)
         interrupted = run.everything()

@@ -13,11 +13,16 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import count
 from typing import Literal
 
 import numpy as np
 from dp_accounting.pld.privacy_loss_distribution import from_gaussian_mechanism
+from numpy.typing import NDArray
 from opacus.accountants import PRVAccountant, RDPAccountant
+from opacus.accountants.analysis.rdp import compute_rdp, get_privacy_spent
+from scipy.fft import next_fast_len
 from scipy.optimize import brentq
 
 from ..attacks.errors import UnsupportedError
@@ -27,14 +32,21 @@ Accountant = Literal["prv", "pld", "rdp"]
 TOLERANCE = 0.01
 """Relative difference of PRV and PLD above which the larger is reported."""
 
-_MAX_POINTS = 2**23
+_MAX_POINTS = 2**24
+"""Of PRV's grid: one gigabyte."""
+
+_MANY_POINTS = 2**19
 _PRV_ERROR = 0.003
 """Of epsilon: how far above it PRV's bound may lie."""
 
+_RESOLUTION = 4e-5
+"""The least error of epsilon that is asked for."""
+
 _ENOUGH = 0.995
 _REFINEMENTS = 6
-_FEW_ORDERS = [1.5, *range(2, 20), 24, 32, 48, 64, 128, 256]
-_ORDERS = [*RDPAccountant.DEFAULT_ALPHAS, *range(64, 256, 8), *range(256, 1025, 64)]
+_FEW_ORDERS = (1.5, *range(2, 20), 24, 32, 48, 64, 128, 256)
+_OPACUS_ORDERS = tuple(RDPAccountant.DEFAULT_ALPHAS)
+_ORDERS = (*_OPACUS_ORDERS, *range(64, 256, 8), *range(256, 1025, 64))
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,34 +120,46 @@ def rdp_epsilon(noise_multiplier: float, sample_rate: float, steps: int, delta: 
     Args:
         rough: take few orders, ten times as fast and a per cent or two higher.
     """
-    accountant = RDPAccountant()
-    accountant.history = [(noise_multiplier, sample_rate, steps)]
+    orders = _FEW_ORDERS if rough else _ORDERS
+    return _from_renyi(_renyi(noise_multiplier, sample_rate, orders), steps, delta, orders)
+
+
+@lru_cache(maxsize=64)
+def _renyi(noise_multiplier: float, sample_rate: float, orders: tuple[float, ...]) -> NDArray[np.float64]:
+    """Divergence of one step at each order: what takes time, and is asked for again at other deltas and steps."""
+    return np.asarray(compute_rdp(q=sample_rate, noise_multiplier=noise_multiplier, steps=1, orders=list(orders)))
+
+
+def _from_renyi(one_step: NDArray[np.float64], steps: int, delta: float, orders: tuple[float, ...]) -> float:
     with quiet():
-        return float(accountant.get_epsilon(delta, alphas=list(_FEW_ORDERS if rough else _ORDERS)))
+        return float(get_privacy_spent(orders=list(orders), rdp=(steps * one_step).tolist(), delta=delta)[0])
 
 
 def prv_epsilon(noise_multiplier: float, sample_rate: float, steps: int, delta: float) -> float:
-    """Upper bound of Opacus' PRV accountant, at most about 0.4 % above the truth.
+    """Upper bound of Opacus' PRV accountant, above the truth by at most about 0.4 %, or 1e-4 where that is less.
 
     Raises:
         UnsupportedError: when that precision would need more memory than is reasonable.
     """
     mechanism = (noise_multiplier, sample_rate, steps)
+    grid = _Grid.of(*mechanism, delta)
     value = scale = rdp_epsilon(*mechanism, delta)
-    for _ in range(3):  # RDP may be far above the truth, and the first error with it
-        error = float(np.clip(_PRV_ERROR * scale, 2e-5, 0.1))
-        coarser = max(1.0, _prv_points(*mechanism, delta, error) / _MAX_POINTS)
-        error *= coarser  # the finest that memory allows
-        if coarser > 1 and error > min(0.1, max(1e-4, 0.01 * scale)):
-            raise UnsupportedError("PRV would need too fine a grid")
+    coarsest = min(0.1, max(1e-4, 0.01 * scale))
+    if grid.points(coarsest) > _MAX_POINTS:
+        raise UnsupportedError("PRV would need too fine a grid")
+    if grid.points(_PRV_ERROR * scale) > _MANY_POINTS:  # where RDP is far above the truth, many of them are not needed
+        scale = min(scale, _attempt(pld_epsilon, *mechanism, delta) or scale)
+    for _ in range(3):
+        wanted = float(np.clip(_PRV_ERROR * scale, _RESOLUTION, coarsest))
+        error = max(wanted, grid.finest)
         accountant = PRVAccountant()
         accountant.history = [mechanism]
         with quiet():
-            value = float(accountant.get_epsilon(delta, eps_error=error))
-        if not math.isfinite(value) or coarser > 1 or error <= max(2e-5, 1.5 * _PRV_ERROR * value):
-            return value
+            value = float(accountant.get_epsilon(delta, eps_error=grid.quick(error)))
+        if not math.isfinite(value) or error > wanted or error <= max(_RESOLUTION, 1.5 * _PRV_ERROR * value):
+            break
         scale = value
-    return value
+    return max(value, 0.0)  # below 0 where delta alone pays for all
 
 
 def pld_epsilon(noise_multiplier: float, sample_rate: float, steps: int, delta: float) -> float:
@@ -181,10 +205,40 @@ def _attempt(account: Callable[[float, float, int, float], float], *arguments: f
     return value if math.isfinite(value) and value >= 0 else None
 
 
-def _prv_points(noise_multiplier: float, sample_rate: float, steps: int, delta: float, error: float) -> float:
-    """Size of the grid that PRV will allocate, which for little noise can exhaust the memory."""
-    reach = rdp_epsilon(noise_multiplier, sample_rate, steps, delta / 4000) + 3
-    return 2 * reach * math.sqrt(steps * math.log(12000 / delta) / 2) / error
+@dataclass(frozen=True, slots=True)
+class _Grid:
+    """The grid that PRV will allocate, which for little noise can exhaust the memory.
+
+    Attributes:
+        reach: it goes from minus to plus this.
+        ratio: of the error of epsilon to the distance of its points.
+    """
+
+    reach: float
+    ratio: float
+
+    @classmethod
+    def of(cls, noise_multiplier: float, sample_rate: float, steps: int, delta: float) -> _Grid:
+        """As Opacus chooses it, with an error of delta / 1000 and by its orders of RDP, which come first here."""
+        one_step = _renyi(noise_multiplier, sample_rate, _ORDERS)[: len(_OPACUS_ORDERS)]
+        composed = _from_renyi(one_step, steps, delta / 4000, _OPACUS_ORDERS)
+        single = _from_renyi(one_step, 1, delta / (8000 * steps), _OPACUS_ORDERS)
+        return cls(max(composed, single, 0.0) + 3, math.sqrt(steps * math.log(12000 / delta) / 2))
+
+    def points(self, error: float) -> float:
+        return 2 * self.reach * self.ratio / error
+
+    @property
+    def finest(self) -> float:
+        """The least error that memory allows."""
+        return self.points(1.0) / _MAX_POINTS
+
+    def quick(self, error: float) -> float:
+        """An error a little below, with which the number of points has small prime factors only: the Fourier transforms
+        of others take up to ten times as long."""
+        wanted = 2 * math.ceil(self.points(error) / 2) + 2  # as Opacus counts
+        size = next(size for size in count(wanted, 2) if next_fast_len(size, real=True) == size)
+        return 2 * self.reach * self.ratio / (size - 3)
 
 
 def _tight(noise: float, sample_rate: float, steps: int, delta: float) -> float:

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from ..attacks.errors import AuditError, UnsupportedError
+from ..attacks.memory import freed_memory_kept
 from .checkpoint import Checkpoint, Saved
 from .clipping import Clipping
 from .config import DPConfig
 from .gradients.shares import numbers
 from .gradients.tape import RecordGradients, Tape, exact
-from .memory import freed_memory_kept
 from .randomness import Streams
 from .ranks import Ranks
 

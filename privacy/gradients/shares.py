@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor, nn
 
-from ..memory import LARGEST_KEPT
+from ...attacks.memory import LARGEST_KEPT
 
 _TOUCH = 12
 """Products that a core can make in the time in which it writes one number to memory and reads it twice."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ...attacks.errors import AuditError, UnsupportedError
-from ..memory import freed_memory_kept
+from ...attacks.memory import freed_memory_kept
 from .fresh import fresh
 from .stack import How, Stack, stack
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from auditorch.privacy.memory import LARGEST_KEPT, freed_memory_kept
+from auditorch.attacks.memory import LARGEST_KEPT, freed_memory_kept
 
 
 def new_pages() -> int:
