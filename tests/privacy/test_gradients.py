@@ -351,7 +351,7 @@ def test_frozen_parameters_have_no_share() -> None:
     compare(found, one_by_one(module, x, y))
 
 
-@pytest.mark.parametrize("name", ["linear on long sequences", "layer norm"])
+@pytest.mark.parametrize("name", ["linear on long sequences", "layer norm", "group norm", "conv2d"])
 def test_half_precision_passes_are_measured_and_added_in_float32(name: str) -> None:
     """Sum and norms come from the same rounded numbers, so what is clipped is what is added."""
     module, x, y = case(name)
