@@ -39,7 +39,7 @@ _MANY_POINTS = 2**19
 _PRV_ERROR = 0.003
 """Of epsilon: how far above it PRV's bound may lie."""
 
-_RESOLUTION = 4e-5
+_RESOLUTION = 6e-5
 """The least error of epsilon that is asked for."""
 
 _ENOUGH = 0.995
@@ -136,7 +136,7 @@ def _from_renyi(one_step: NDArray[np.float64], steps: int, delta: float, orders:
 
 
 def prv_epsilon(noise_multiplier: float, sample_rate: float, steps: int, delta: float) -> float:
-    """Upper bound of Opacus' PRV accountant, above the truth by at most about 0.4 %, or 1e-4 where that is less.
+    """Upper bound of Opacus' PRV accountant, at most about 0.4 % above the truth, or 1e-4 where that is more.
 
     Raises:
         UnsupportedError: when that precision would need more memory than is reasonable.

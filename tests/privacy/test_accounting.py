@@ -1,4 +1,5 @@
 import math
+from itertools import product
 
 import pytest
 from auditorch.attacks.errors import UnsupportedError
@@ -7,6 +8,8 @@ from auditorch.privacy.accounting import default_delta, epsilon, noise_for, pld_
 from auditorch.privacy.tuning import tuning_cost
 from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
+from opacus.accountants.analysis.prv import Domain
+from scipy.fft import next_fast_len
 from scipy.optimize import brentq
 from scipy.stats import norm
 
@@ -62,16 +65,35 @@ MECHANISMS = {
 
 def accountants_agree(noise: float, rate: float, steps: int, delta: float) -> None:
     """PRV and PLD within 1 %, or within their own resolution where there is next to nothing to account for."""
-    assume(rdp_epsilon(noise, rate, steps, delta, rough=True) < 15)  # beyond that nobody claims privacy
     prv, pld = prv_epsilon(noise, rate, steps, delta), pld_epsilon(noise, rate, steps, delta)
     assert prv == pytest.approx(pld, rel=0.01, abs=1e-4)
     rdp = rdp_epsilon(noise, rate, steps, delta)
     assert rdp >= max(prv, pld) - 1e-4
 
 
+LARGEST = 15.0
+"""Beyond that epsilon nobody claims privacy."""
+
+ENDS = [*product((0.6, 8.0), (1e-3,), (1, 2000), (1e-7, 1e-4)), *product((0.6, 8.0), (0.5,), (1,), (1e-7, 1e-4))]
+MOST = [(0.6, 0.5, 2, 1e-7), (0.6, 0.5, 4, 1e-4), (8.0, 0.5, 1300, 1e-7), (8.0, 0.5, 1800, 1e-4)]
+"""At the other end of rate and steps epsilon is in the thousands: these come close to the largest that is looked at."""
+
+
+@pytest.mark.parametrize("mechanism", [*ENDS, *MOST])
+def test_accountants_agree_at_the_ends(mechanism: tuple[float, float, int, float]) -> None:
+    accountants_agree(*mechanism)
+
+
+def test_at_the_ends_there_is_next_to_nothing_or_nearly_the_most_to_account_for() -> None:
+    assert min(rdp_epsilon(*mechanism) for mechanism in ENDS) < 0.002
+    assert all(12 < rdp_epsilon(*mechanism, rough=True) < LARGEST for mechanism in MOST)
+    assert prv_epsilon(8.0, 1e-3, 1, 1e-4) == pld_epsilon(8.0, 1e-3, 1, 1e-4) == 0, "delta alone pays for it"
+
+
 @settings(max_examples=5, deadline=None, derandomize=True, phases=[Phase.generate])
 @given(**MECHANISMS)
 def test_accountants_agree(noise: float, rate: float, steps: int, delta: float) -> None:
+    assume(rdp_epsilon(noise, rate, steps, delta, rough=True) < LARGEST)
     accountants_agree(noise, rate, steps, delta)
 
 
@@ -79,6 +101,7 @@ def test_accountants_agree(noise: float, rate: float, steps: int, delta: float) 
 @settings(max_examples=400, deadline=None)
 @given(**MECHANISMS)
 def test_accountants_agree_on_a_fine_grid(noise: float, rate: float, steps: int, delta: float) -> None:
+    assume(rdp_epsilon(noise, rate, steps, delta, rough=True) < LARGEST)
     accountants_agree(noise, rate, steps, delta)
 
 
@@ -132,6 +155,28 @@ def test_rdp_stands_in_when_prv_cannot_run(monkeypatch: pytest.MonkeyPatch) -> N
     assert "RDP's" in budget.warnings[0]
     noise = noise_for(3.0, 0.05, 100, 1e-5)
     assert 2.9 < rdp_epsilon(noise, 0.05, 100, 1e-5) <= 3.0
+
+
+def test_the_grid_is_one_that_is_transformed_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its size has small prime factors only, it is hardly finer than was asked for, and Opacus reaches as far."""
+    sizes: list[tuple[int, float]] = []
+    original = Domain.create_aligned.__func__  # pyright: ignore[reportFunctionMemberAccess]
+
+    def noted(cls: type[Domain], low: float, high: float, step: float) -> Domain:
+        made = original(cls, low, high, step)
+        sizes.append((made.size, high))
+        return made
+
+    monkeypatch.setattr(Domain, "create_aligned", classmethod(noted))
+    for mechanism in ((1.0, 0.05, 80, 1e-5), (3.3, 1e-3, 50, 1e-5), (0.7, 0.01, 1, 1e-6)):
+        sizes.clear()
+        prv_epsilon(*mechanism)
+        grid = accounting._Grid.of(*mechanism)
+        for size, reach in sizes:
+            assert next_fast_len(size, real=True) == size
+            assert reach == pytest.approx(grid.reach, rel=1e-6)
+        wanted = grid.points(max(0.003 * prv_epsilon(*mechanism), 6e-5))
+        assert 0.8 * wanted < sizes[-1][0] < 1.2 * wanted
 
 
 def test_too_fine_a_grid_is_refused_before_it_is_allocated() -> None:
