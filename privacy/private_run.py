@@ -30,6 +30,9 @@ _MEMORY = 2**22
 _MOST_MEMORY = 2**27
 """Numbers that they may take at most: 512 MiB."""
 
+_HEAVY = 2**19
+"""Numbers from which 32 rows together are as fast as 64."""
+
 _PROBED = (2, 3)
 
 
@@ -411,8 +414,8 @@ class PrivateRun:
 
 def _rows_at_once(held: float) -> int:
     """How many rows go through together when each keeps ``held`` numbers: few enough to stay near the processor, but
-    not so few that the passes themselves get slow, unless memory demands it."""
-    least = min(64.0, _MOST_MEMORY / held)
+    not so few that the passes themselves get slow, unless memory demands it. Rows that keep much have much to do."""
+    least = min(64.0 if held < _HEAVY else 32.0, _MOST_MEMORY / held)
     return max(1, round(min(1024.0, max(least, _MEMORY / held))))
 
 
