@@ -4,6 +4,7 @@
     python benchmarks/privacy.py steps --batches 64 --methods auditorch --seconds 20 --cpu-time
     python benchmarks/privacy.py account --networks cnn --batches 64 --cpu-time
     python benchmarks/privacy.py accuracy --idx /usr/share/datasets/fashion-mnist
+    python benchmarks/privacy.py accuracy --idx /usr/share/datasets/fashion-mnist --held-out 10000 --recipes silu
 
 Steps are taken in turns and back, in one process, and every ratio is to the plain step of the same round, so that a
 machine whose speed drifts is unfair to nobody; the median of the ratios is shown, with their middle half. Memory is how
@@ -22,7 +23,7 @@ from pathlib import Path
 
 import torch
 from private_account import account
-from private_accuracy import RECIPES, accuracy_table
+from private_accuracy import RECIPES, accuracy_table, split_data
 from private_steps import METHODS, NETWORKS, quiet, steps
 
 
@@ -36,7 +37,8 @@ def main() -> None:
     elif options.what == "account":
         account_tables(options)
     else:
-        accuracy_table(options.idx, options.recipes, options.epsilons, options.scale, options.records)
+        split = split_data(options.idx, options.held_out, options.records)
+        accuracy_table(split, options.recipes, options.epsilons, options.scale, options.seeds)
 
 
 def arguments() -> argparse.Namespace:
@@ -54,6 +56,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--epsilons", nargs="+", type=float, default=[1.0, 3.0, 8.0])
     parser.add_argument("--scale", type=float, default=1.0, help="share of the recipes' epochs, for a quick look")
     parser.add_argument("--records", type=int, help="train on that many records, drawn at random")
+    parser.add_argument("--held-out", type=int, default=0, help="training records to measure on, not the test set")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of sampling and noise in `accuracy`")
     return parser.parse_args()
 
 
