@@ -19,7 +19,7 @@ from ..samples import Samples
 from ..target import Access, Modality, Target
 from . import standards
 from .base import Check, Claim, Context
-from .metrics import by_name, estimate, percent, rate
+from .metrics import by_name, estimate, percent, rate, recomputed
 from .outputs import spaced
 
 Rows = tuple[NDArray[np.float64], NDArray[np.int64]]
@@ -123,11 +123,7 @@ class AttributeInference(Check):
         # The attack's trees are grown anew from the model's answers, whose last digits may differ.
         yield Claim("the guesses follow from the model's answers", len(agree) == 7 and min(agree) > 0.98)
         again = Found(*(_recorded(recorded, side) for side in ("members", "nonmembers")))
-        claimed = by_name(result.metrics)
-        for metric in _metrics(again):
-            value = claimed[metric.name].value if metric.name in claimed else None
-            ok = value is not None and metric.value is not None and abs(value - metric.value) <= 1e-9
-            yield Claim(f"{metric.name} follows from the guesses", ok, f"{value}, recomputed {metric.value}")
+        yield from recomputed(_metrics(again), result, "guesses")
 
 
 @dataclass(frozen=True, slots=True)

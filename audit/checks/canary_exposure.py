@@ -21,7 +21,7 @@ from ..samples import Samples
 from ..target import Access, Modality, Target
 from . import standards
 from .base import Check, Claim, Context
-from .metrics import estimate, rate
+from .metrics import estimate, rate, recomputed
 from .text_inputs import Texts
 
 GAP = "{}"
@@ -112,10 +112,7 @@ class CanaryExposure(Check):
         yield Claim("the model's losses are as recorded", same)
         if recorded.shape != again.shape:
             return
-        for metric in self._metrics(self._exposures(recorded), len(others)):
-            claimed = result.metric(metric.name)
-            ok = claimed is not None and abs((claimed.value or 0) - (metric.value or 0)) <= 1e-9
-            yield Claim(f"{metric.name} follows from the recorded losses", ok)
+        yield from recomputed(self._metrics(self._exposures(recorded), len(others)), result, "recorded losses")
 
     def _others(self, seed: int) -> list[str]:
         """Fillings that were not planted: all, or as many as asked for at random."""

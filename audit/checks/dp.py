@@ -28,7 +28,7 @@ from ..target import Access, Target
 from ..variants.private_options import PRESENT, PrivateTraining
 from . import standards
 from .base import Check, Claim, Context, encoded
-from .metrics import by_name, estimate, plain
+from .metrics import by_name, estimate, plain, recomputed
 from .outputs import spaced
 
 Floats = NDArray[np.float64]
@@ -246,10 +246,7 @@ class DPAudit(PrivateTraining, Check):
             yield Claim("epsilon and delta are stated", False)
             return
         again = Audited(epsilon, one_run_bound(scores, included, delta), scores, included, None)
-        for metric in _metrics(again):
-            value = claimed[metric.name].value if metric.name in claimed else None
-            ok = value is not None and metric.value is not None and abs(value - metric.value) <= 1e-6
-            yield Claim(f"{metric.name} follows from the scores", ok, f"{value}, recomputed {metric.value}")
+        yield from recomputed(_metrics(again), result, "scores", 1e-6)
 
 
 @dataclass(frozen=True, slots=True)

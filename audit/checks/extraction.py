@@ -23,7 +23,7 @@ from ..samples import Samples
 from ..target import Access, Modality, Target
 from . import standards
 from .base import Check, Claim, Context, encoded
-from .metrics import by_name, estimate, percent, plain, rate
+from .metrics import by_name, estimate, percent, plain, rate, recomputed
 from .outputs import all_logits, same_predictions, spaced
 
 Tensors = dict[str, Tensor]
@@ -220,14 +220,9 @@ class ExtractionCheck(Check):
             yield Claim(f"the model answers as recorded ({name})", bool(same_predictions(asked, recorded[name]).all()))
         inside = bool(self.threat(target).contains(recorded["adversarial"], x).all())
         yield Claim("the adversarial inputs lie in the ball and bounds", inside)
-        claimed = by_name(result.metrics)
-        queries = claimed["queries"].value if "queries" in claimed else None
-        for metric in self._metrics(_counted(recorded), int(queries or 0)):
-            value = claimed[metric.name].value if metric.name in claimed else None
-            ok = value == metric.value or (
-                value is not None and metric.value is not None and abs(value - metric.value) <= 1e-9
-            )
-            yield Claim(f"{metric.name} follows from the answers", ok, f"{value}, recomputed {metric.value}")
+        queries = result.metric("queries")
+        asked = 0 if queries is None else int(queries.value or 0)
+        yield from recomputed(self._metrics(_counted(recorded), asked), result, "answers")
 
 
 @dataclass(frozen=True, slots=True)

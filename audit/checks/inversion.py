@@ -21,7 +21,7 @@ from ..samples import Samples
 from ..target import Access, Modality, Target
 from . import standards
 from .base import Check, Claim, Context, encoded
-from .metrics import by_name, estimate, percent, rate
+from .metrics import by_name, estimate, percent, rate, recomputed
 
 Floats = NDArray[np.float64]
 Tensors = dict[str, Tensor]
@@ -135,11 +135,7 @@ class Inversion(Check):
             logits = target.module(recorded["drawn"].to(target.device)).float().cpu()
         close = torch.allclose(logits, recorded["logits"], rtol=1e-3, atol=1e-3)
         yield Claim("the model answers to the pictures as recorded", close)
-        claimed = by_name(result.metrics)
-        for metric in _metrics(_measured(recorded, present)):
-            value = claimed[metric.name].value if metric.name in claimed else None
-            ok = value is not None and metric.value is not None and abs(value - metric.value) <= 1e-5
-            yield Claim(f"{metric.name} follows from the pictures", ok, f"{value}, recomputed {metric.value}")
+        yield from recomputed(_metrics(_measured(recorded, present)), result, "pictures", 1e-5)
 
 
 @dataclass(frozen=True, slots=True)

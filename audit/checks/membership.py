@@ -24,7 +24,7 @@ from .membership_exposure import Exposure, Group
 from .membership_figures import figures
 from .membership_findings import findings, warnings
 from .membership_shadows import settled
-from .metrics import by_name, percent
+from .metrics import by_name, percent, recomputed
 from .outputs import all_logits, same_predictions, spaced
 
 
@@ -238,11 +238,7 @@ class Membership(AttackOptions, Check):
                 again.fprs,
                 again.seed,
             )
-        for metric in again.metrics:
-            claimed = result.metric(metric.name)
-            value = None if claimed is None else claimed.value
-            ok = value is not None and metric.value is not None and abs(value - metric.value) <= 1e-6
-            yield Claim(f"{metric.name} follows from the scores", ok, f"{value}, recomputed {metric.value}")
+        yield from recomputed(again.metrics, result, "scores", 1e-6)
 
 
 @dataclass(frozen=True, slots=True)

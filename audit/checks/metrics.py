@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from ...attacks.statistics import Method, rate_interval
-from ...reports.record import Metric
+from ...reports.record import Metric, Result
+from .base import Claim
 
 _METHODS: dict[Method, str] = {"wilson": "wilson", "exact": "clopper-pearson"}
 
@@ -73,6 +74,17 @@ def undefined(name: str, *, label: str, unit: str = "", higher_is_better: bool |
 
 def by_name(metrics: Iterable[Metric]) -> dict[str, Metric]:
     return {metric.name: metric for metric in metrics}
+
+
+def recomputed(metrics: Iterable[Metric], result: Result, source: str, tolerance: float = 1e-9) -> Iterator[Claim]:
+    """For each metric, computed again from ``source``, whether ``result`` has it with this value."""
+    claimed = by_name(result.metrics)
+    for metric in metrics:
+        value = claimed[metric.name].value if metric.name in claimed else math.nan
+        same = value == metric.value
+        if value is not None and metric.value is not None:
+            same = same or abs(value - metric.value) <= tolerance
+        yield Claim(f"{metric.name} follows from the {source}", same, f"{value}, recomputed {metric.value}")
 
 
 def percent(value: float) -> str:

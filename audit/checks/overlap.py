@@ -16,7 +16,7 @@ from ..samples import Samples
 from ..target import Access, Target
 from . import standards
 from .base import Check, Claim, Context, encoded
-from .metrics import by_name, percent, rate
+from .metrics import percent, rate, recomputed
 
 _THRESHOLDS = {"image": 0.1, "tabular": 0.05, "text": 0.3}
 _UNITS = {
@@ -120,10 +120,7 @@ class Overlap(Check):
         found = self._matches(target, samples, train)
         pairs = torch.tensor([[m.test, m.train] for m in found], dtype=torch.int64).reshape(-1, 2)
         yield Claim("the same pairs are found again", torch.equal(pairs, recorded["pairs"]))
-        claimed = by_name(result.metrics)
-        for metric in _metrics(found, samples, train):
-            value = claimed[metric.name].value if metric.name in claimed else None
-            yield Claim(f"{metric.name} follows from the data", value == metric.value, f"{value}")
+        yield from recomputed(_metrics(found, samples, train), result, "data")
 
 
 def _exact(places: Mapping[int, int]) -> list[Match]:
