@@ -6,10 +6,11 @@ The target is a small network that overfits half of some thousand Fashion-MNIST 
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import torch
 from auditorch.attacks.errors import UnsupportedError
 from auditorch.attacks.statistics import auc_interval, rate_interval
 from auditorch.privacy.membership.augment import Augmentations
+from auditorch.privacy.membership.label_only import LabelOnly
 from auditorch.privacy.membership.lira import LiRA
 from auditorch.privacy.membership.rmia import RMIA
 from auditorch.privacy.membership.roc import tpr_at_fpr
@@ -156,35 +158,88 @@ def step_flops(network: nn.Module, x: Tensor, y: Tensor) -> int:
     return counter.get_total_flops()
 
 
-def leak(
-    idx: Path | None, n: int, shadows: int, epochs: int, lr: float, network: Callable[[], nn.Module], seed: int
-) -> None:
-    """Attacks a model trained on half of ``n`` records; the other half are non-members."""
+@dataclass(frozen=True)
+class Target:
+    """A model, the records ``x``, ``y``, and which of them it was trained on: half."""
+
+    model: nn.Module
+    x: Tensor
+    y: Tensor
+    member: Tensor
+
+    def right(self) -> str:
+        with torch.no_grad():
+            right = (_logits(self.model, self.x).argmax(1) == self.y).float()
+        return (
+            f"{100 * right[self.member].mean():.1f} % on members, {100 * right[~self.member].mean():.1f} % on "
+            f"{int((~self.member).sum())} non-members"
+        )
+
+
+def attacked(idx: Path | None, n: int, config: ShadowConfig, network: nn.Module, seed: int) -> Target:
     parts = [fashion_mnist(part, idx) for part in ("train", "test")]
     x, y = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
     chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:n]
     x, y = x[chosen], y[chosen]
-    config = ShadowConfig(models=shadows, epochs=epochs, batch_size=32, lr=lr, seed=seed + 1)
     member = torch.zeros(len(x), dtype=torch.bool)
     member[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed + 2))[: len(x) // 2]] = True
-    target = fresh(network(), 4711 + seed)
-    fit([target], x, y, [member.nonzero().squeeze(1)], replace(config, seed=seed + 3))
+    model = fresh(network, 4711 + seed)
+    fit([model], x, y, [member.nonzero().squeeze(1)], replace(config, seed=seed + 3))
+    return Target(model.eval(), x, y, member)
+
+
+def labels(idx: Path | None, n: int, config: ShadowConfig, network: nn.Module, queries: int, seed: int) -> None:
+    """The label-only attack by HopSkipJump against the shortest of random directions, at the same number of queries."""
+    target = attacked(idx, n, config, network, seed)
+    x, y, inside = target.x, target.y, target.member.numpy()
+    print(f"\n{n} records, {queries} queries of each; target: {target.right()}\n")
+    with torch.no_grad():
+        found = {"right or wrong": (_logits(target.model, x).argmax(1) == y).double().numpy()}
+        for name, bounds in (("random directions", (-math.inf, math.inf)), ("HopSkipJump", (0.0, 1.0))):
+            asked = Asked(target.model)
+            scores = [
+                LabelOnly(queries)(asked, x[part], y[part], bounds=bounds, ids=part)
+                for part in torch.arange(n).split(1000)
+            ]
+            found[f"{name}, {asked.rows / n:.0f} queries"] = np.concatenate(scores)
+        found["loss threshold"] = label_log_probability(_logits(target.model, x).numpy(), y.numpy())
+    print("| attack | AUC | TPR at 1 % FPR | TPR at 0.1 % FPR |\n|---|---|---|---|")
+    for name, scores in found.items():
+        low, high = auc_interval(scores[inside], scores[~inside])
+        rates = [tpr_at_fpr(scores[inside], scores[~inside], fpr) for fpr in (0.01, 0.001)]
+        cells = [f"{100 * f.value:.2f} % ({100 * f.low:.2f} to {100 * f.high:.2f})" for f in rates]
+        print(f"| {name} | {low:.3f} to {high:.3f} | {' | '.join(cells)} |", flush=True)
+
+
+class Asked:
+    """Predicts classes, and counts of how many inputs."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.rows = model, 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.rows += len(x)
+        return _logits(self.model, x).argmax(1)
+
+
+def leak(idx: Path | None, n: int, config: ShadowConfig, network: nn.Module, seed: int) -> None:
+    """Attacks a model trained on half of ``n`` records; the other half are non-members."""
+    target = attacked(idx, n, config, network, seed)
+    x, y, member = target.x, target.y, target.member
     began = time.process_time()
-    references = train_shadows(network(), x, y, config)
+    references = train_shadows(network, x, y, config)
     seconds = time.process_time() - began
     views = Augmentations(shifts=1)(x)
     with torch.no_grad():
-        own = torch.stack([_logits(target.eval(), view) for view in views])
+        own = torch.stack([_logits(target.model, view) for view in views])
     theirs = torch.stack([references.logits(view) for view in views])
-    labels, seen = y.numpy(), references.member.numpy()
-    right = own[0].argmax(1) == y
+    classes, seen = y.numpy(), references.member.numpy()
     print(
-        f"\n{len(x)} records, {shadows} shadows x {epochs} epochs ({references.how}, {seconds:.0f} s of processor "
-        f"time); target: {100 * right[member].float().mean():.1f} % on members, "
-        f"{100 * right[~member].float().mean():.1f} % on {int((~member).sum())} non-members\n"
+        f"\n{len(x)} records, {config.models} shadows x {config.epochs} epochs ({references.how}, {seconds:.0f} s of "
+        f"processor time); target: {target.right()}\n"
     )
-    scaled = [scaled_confidence(z.numpy(), labels) for z in (own, theirs)]
-    log_p = [label_log_probability(z.numpy(), labels) for z in (own, theirs)]
+    scaled = [scaled_confidence(z.numpy(), classes) for z in (own, theirs)]
+    log_p = [label_log_probability(z.numpy(), classes) for z in (own, theirs)]
 
     def compared(pair: list[NDArray[np.float64]], queries: int) -> tuple[NDArray[np.float64], References]:
         return pair[0][:queries].T, References(np.moveaxis(pair[1][:queries], 0, 2), seen)
@@ -239,7 +294,8 @@ def _logits(module: nn.Module, x: Tensor) -> Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tasks", nargs="+", choices=["speed", "leak"], default=["speed", "leak"])
+    tasks = ["speed", "leak", "labels"]
+    parser.add_argument("--tasks", nargs="+", choices=tasks, default=tasks)
     parser.add_argument(
         "--idx", type=Path, help="folder of the gzipped Fashion-MNIST files; the demo's subset if left out"
     )
@@ -250,21 +306,18 @@ def main() -> None:
     parser.add_argument("--network", choices=["mlp", "cnn"], default="mlp")
     parser.add_argument("--networks", nargs="+", choices=networks(), default=list(networks()), help="of the task speed")
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--queries", type=int, default=100, help="of each record, of the task labels")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
     if "speed" in options.tasks:
         speed(options.networks, options.rounds, models=16, batch_size=32, epochs=1)
+    config = ShadowConfig(options.shadows, options.epochs, batch_size=32, lr=options.lr, seed=options.seed + 1)
+    network = {"mlp": mlp, "cnn": cnn}[options.network]()
     if "leak" in options.tasks:
-        leak(
-            options.idx,
-            options.records,
-            options.shadows,
-            options.epochs,
-            options.lr,
-            {"mlp": mlp, "cnn": cnn}[options.network],
-            options.seed,
-        )
+        leak(options.idx, options.records, config, network, options.seed)
+    if "labels" in options.tasks:
+        labels(options.idx, options.records, config, network, options.queries, options.seed)
 
 
 if __name__ == "__main__":
