@@ -28,12 +28,12 @@ _REACH = 5.0
 class LabelOnly:
     """Scores a record by its distance to the decision boundary, from predicted labels alone.
 
-    The distance is that of the smallest change found by HopSkipJump. On networks that overfit Fashion-MNIST it tells
-    members apart as well as the loss does, and no worse than the shortest of random directions with a quarter fewer
-    queries (``benchmarks/shadow.py --tasks labels``). Inputs without bounds, where that attack has nowhere to start, are
-    walked from along random directions. With
-    ``augmentations`` the share of a picture's versions that keep their label is added, and decides before the distance:
-    for models that were trained with such versions. A misclassified record scores below all others.
+    The distance is that of the smallest change found by HopSkipJump. On networks that overfit Fashion-MNIST it can be
+    told apart neither from a threshold on the loss nor, with a quarter fewer queries, from the shortest of random
+    directions (``benchmarks/shadow.py --tasks labels``). Inputs without bounds, where that attack has nowhere to start,
+    are walked from along random directions. With ``augmentations`` the share of a picture's versions that keep their
+    label is added, and decides before the distance: for models that were trained with such versions. A misclassified
+    record scores below all others.
 
     Args:
         queries: of each record for its distance, at least 100.
