@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -80,12 +81,20 @@ def _read(path: Path) -> bytes:
 
 def _parse(data: bytes, path: Path) -> dict[str, Any]:
     try:
-        document = json.loads(data)
+        document = json.loads(data, parse_int=_whole)
     except (ValueError, RecursionError) as error:
         raise RecordError(f"{path} is not JSON: {error}") from None
     if not isinstance(document, dict):
         raise RecordError(f"{path} is not an audit record: expected an object, found {type(document).__name__}")
     return document
+
+
+def _whole(digits: str) -> int:
+    """A whole number that also a float can hold: reports draw and round what they show."""
+    number = int(digits)
+    if math.isinf(float(digits)):
+        raise ValueError(f"it has a whole number of {len(digits)} digits; at most 308 can be read")
+    return number
 
 
 def _refuse_newer(document: dict[str, Any], path: Path) -> None:

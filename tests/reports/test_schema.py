@@ -62,6 +62,8 @@ def test_newer_schema_is_refused_with_advice(tmp_path: Path) -> None:
         ('{"schema_version": 0}', "schema_version: "),
         ('{"schema_version": 1}', r"name: Field required.*and \d+ more"),
         ("\x80", "is not JSON"),
+        ('{"schema_version": 2, "n": -1' + "0" * 400 + "}", "a whole number of 402 digits; at most 308"),
+        ("1" * 5000, "is not JSON"),
     ],
 )
 def test_malformed_records_are_refused_clearly(text: str, problem: str, tmp_path: Path) -> None:
