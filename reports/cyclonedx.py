@@ -10,7 +10,6 @@ import math
 import re
 import uuid
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from typing import Any
 
 from .chapters import ordered_variants
@@ -18,7 +17,7 @@ from .comparison import gated_metrics, headline_names, metric_rows, variant_titl
 from .escaping import one_line, slug, visible
 from .findings import collect, limits
 from .record import AuditRecord, Metric, Table, VariantRecord
-from .writing import metric_label, metric_text, verdict_sentence
+from .writing import metric_label, metric_text, utc, verdict_sentence
 
 _MODEL, _DATA = "model", "data"
 _INPUTS = {"image": "image", "text": "string", "tabular": "feature vector"}
@@ -36,7 +35,7 @@ def render_cyclonedx(record: AuditRecord) -> str:
         "serialNumber": f"urn:uuid:{_serial(record)}",
         "version": 1,
         "metadata": {
-            "timestamp": _utc(record.created),
+            "timestamp": utc(record.created),
             "tools": {"components": [_tool(record)]},
             "component": _model(record, base, _MODEL),
             "properties": _properties({"verdict": record.verdict, "seed": str(record.seed)}),
@@ -192,8 +191,3 @@ def _properties(values: dict[str, str]) -> list[dict[str, str]]:
 
 def _is_sha256(value: object) -> bool:
     return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value) is not None
-
-
-def _utc(when: datetime) -> str:
-    aware = when if when.tzinfo else when.replace(tzinfo=UTC)
-    return aware.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

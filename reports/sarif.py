@@ -6,13 +6,14 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 from urllib.parse import quote
 
 from .escaping import one_line, slug, visible
 from .findings import FoundOn, collect
 from .record import AuditRecord, Result
+from .writing import utc
 
 _LEVELS = {"critical": "error", "high": "error", "medium": "warning", "low": "note", "info": "note"}
 _SECURITY_SEVERITY = {"critical": "9.5", "high": "8.0", "medium": "5.5", "low": "3.0", "info": "0.0"}
@@ -104,10 +105,18 @@ def _invocation(record: AuditRecord) -> dict[str, Any]:
     ]
     return {
         "executionSuccessful": not broken,
-        "startTimeUtc": _utc(record.created - timedelta(seconds=record.seconds)),
-        "endTimeUtc": _utc(record.created),
+        **_began(record),
+        "endTimeUtc": utc(record.created),
         "toolExecutionNotifications": notes,
     }
+
+
+def _began(record: AuditRecord) -> dict[str, Any]:
+    """Nothing where a changed record tells a time before all calendars, or none."""
+    try:
+        return {"startTimeUtc": utc(record.created - timedelta(seconds=record.seconds))}
+    except (OverflowError, ValueError):
+        return {}
 
 
 def _artifact(record: AuditRecord) -> dict[str, Any]:
@@ -140,8 +149,3 @@ def _pascal(title: str) -> str:
 def _markdown(lines: Sequence[str]) -> str:
     escaped = (re.sub(r"([\\`*_{}\[\]<>#|!])", r"\\\1", visible(line)) for line in lines)
     return "\n\n".join(escaped)
-
-
-def _utc(when: datetime) -> str:
-    aware = when if when.tzinfo else when.replace(tzinfo=UTC)
-    return aware.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from datetime import datetime
+from contextlib import suppress
+from datetime import UTC, datetime
 
 from .record import AuditRecord, Gate, Metric
 
@@ -85,6 +86,14 @@ def moment(when: datetime) -> str:
     """``23 November 2026, 14:05 UTC``."""
     zone = f" {when.tzname()}" if when.tzinfo else ""
     return f"{when.day} {when:%B %Y, %H:%M}{zone}"
+
+
+def utc(when: datetime) -> str:
+    """``2026-11-23T14:05:00Z``; a time without a zone is taken for UTC."""
+    aware = when if when.tzinfo else when.replace(tzinfo=UTC)
+    with suppress(OverflowError):  # hours from the first or last day of the calendar
+        aware = aware.astimezone(UTC)
+    return aware.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def size(count: int) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -97,6 +99,21 @@ def test_sarif_says_when_the_audit_is_incomplete(record: AuditRecord) -> None:
     assert "adversarial_training:l2 did not finish" in invocation["toolExecutionNotifications"][0]["message"]["text"]
     assert invocation["endTimeUtc"] == "2026-11-23T14:05:00Z"
     assert sarif_run(empty())["invocations"][0]["executionSuccessful"]
+
+
+@pytest.mark.parametrize("seconds", [1e12, 2.0**64, 1e308, math.inf, math.nan])
+def test_sarif_leaves_out_a_start_that_cannot_be(record: AuditRecord, seconds: float) -> None:
+    [invocation] = sarif_run(record)["invocations"]
+    [changed] = sarif_run(record.model_copy(update={"seconds": seconds}))["invocations"]
+    assert invocation.pop("startTimeUtc") < invocation["endTimeUtc"]
+    assert changed == invocation
+
+
+@pytest.mark.parametrize(("day", "hours"), [(datetime.min, 5), (datetime.max, -5)])
+def test_sarif_at_the_ends_of_the_calendar(record: AuditRecord, day: datetime, hours: int) -> None:
+    created = day.replace(tzinfo=timezone(timedelta(hours=hours)))
+    [invocation] = sarif_run(record.model_copy(update={"created": created}))["invocations"]
+    assert invocation["endTimeUtc"].endswith(f"{day:%m-%dT%H:%M:%S}Z")
 
 
 def test_sarif_rule_ids_do_not_depend_on_numbers(record: AuditRecord) -> None:
