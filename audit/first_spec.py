@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import SpecError
+from .spec import with_home
 from .yaml_lines import parse_yaml
 
 _PLAIN = re.compile(r"[\w./-]+(\.py:\w+)?", re.ASCII)
@@ -90,7 +91,7 @@ def _variants(train: str | None) -> list[str]:
 
 
 def _relative(path: str, folder: Path) -> str:
-    place = Path(path).expanduser()
+    place = with_home(path)
     if not place.exists():
         raise SpecError(f"{path}: no such file or folder")
     try:

@@ -156,7 +156,15 @@ class Spec:
 
     def resolve(self, path: str) -> Path:
         """A path of the spec, relative ones from the spec's folder."""
-        return self.base_dir / Path(path).expanduser()
+        return self.base_dir / with_home(path)
+
+
+def with_home(path: str | Path) -> Path:
+    """``~`` and ``~name`` in front replaced; that of nobody known stays, as the name of a file."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
 
 
 def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> Spec:
@@ -165,7 +173,7 @@ def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> Spec:
     Raises:
         SpecError: with one line per problem: file, line, field, what is wrong, what was probably meant.
     """
-    path = Path(path).expanduser()
+    path = with_home(path)
     return _spec(read_yaml(path), path.parent, path, overrides)
 
 

@@ -13,11 +13,10 @@ from .record import Matrix
 def shades(matrix: Matrix) -> list[list[int]]:
     """0..100 for each cell: its share of the row where all are counts or rates, else its size against the largest."""
     values = [[v if math.isfinite(v) else 0.0 for v in row] for row in matrix.values]
-    if all(v >= 0 for row in values for v in row):
-        totals = [sum(row) or 1.0 for row in values]
-    else:
-        largest = max((abs(v) for row in values for v in row), default=0.0) or 1.0
-        totals = [largest] * len(values)
+    largest = max((abs(v) for row in values for v in row), default=0.0) or 1.0
+    values = [[v / largest for v in row] for row in values]  # so that no sum leaves the range of a float
+    shared = all(v >= 0 for row in values for v in row)
+    totals = [(sum(row) or 1.0) if shared else 1.0 for row in values]
     return [[round(100 * abs(v) / total) for v in row] for row, total in zip(values, totals, strict=True)]
 
 

@@ -129,6 +129,8 @@ def test_a_good_spec_is_read_in_full(tmp_path: Path) -> None:
     assert [variant.id for variant in spec.variants] == ["robust"]
     assert [gate.confidence for gate in spec.gates] == ["interval", "none"]
     assert spec.resolve("test.npz") == tmp_path / "test.npz"
+    assert spec.resolve("~/test.npz") == Path.home() / "test.npz"
+    assert spec.resolve("~nobody-known/test.npz") == tmp_path / "~nobody-known" / "test.npz"
     assert spec.raw["checks"][1]["evasion"]["eps"] == "8/255"
     assert json.loads(json.dumps(spec.raw)) == spec.raw
 

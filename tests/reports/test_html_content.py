@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from auditorch.reports.html import render_html
+from auditorch.reports.matrices import shades
 from auditorch.reports.record import AuditRecord, Chart, Evidence, Gallery, Item, Line, Matrix, Picture, Result, Table
 from auditorch.reports.writing import metric_text, number
 
@@ -334,6 +335,15 @@ def test_large_matrix_is_a_picture_with_its_largest_entries(tmp_path: Path) -> N
     rows = [row.text() for row in read_page(page).all("tr")]
     assert "class 3class 799" in rows[1]
     assert len(page) < 60_000
+
+
+@pytest.mark.parametrize("size", [1e-300, 1.0, 1e308])
+def test_shades_do_not_depend_on_the_size_of_the_numbers(size: float) -> None:
+    def shaded(*values: tuple[float, ...]) -> list[list[int]]:
+        return shades(Matrix(id="m", title="M", row_label="", column_label="", labels=("a", "b"), values=values))
+
+    assert shaded((size, size), (0.0, size)) == [[50, 50], [0, 100]]
+    assert shaded((size, -size / 2), (0.0, float("inf"))) == [[100, 50], [0, 0]]
 
 
 def test_confusion_matrix_has_every_count(tree: Element, record: AuditRecord) -> None:
