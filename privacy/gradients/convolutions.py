@@ -81,21 +81,19 @@ def _kernels_as_groups(layer: Convolution, seen: Tensor, back: Tensor, records: 
     whose kernels have nothing to do with each other."""
     seen, padding = _left_to_pad(layer, seen)
     rows, shape = len(back), layer.weight.shape
-    _, kernels, _ = torch.ops.aten.convolution_backward(
-        back.reshape(1, -1, *back.shape[2:]),
-        seen.reshape(1, -1, *seen.shape[2:]),
-        back.new_empty(rows * shape[0], *shape[1:]),  # for its shape only
-        None,
-        list(layer.stride),
-        padding,
-        list(layer.dilation),
-        False,
-        [0] * len(padding),
-        rows * layer.groups,
-        [False, True, False],
-    )
-    kernels = kernels.reshape(records, -1, *shape)
+    seen, back = (values.reshape(1, -1, *values.shape[2:]) for values in (seen, back))
+    like = back.new_empty(rows * shape[0], *shape[1:])  # for its shape only
+    kernels = _kernel_gradient(layer, seen, back, like, padding, rows * layer.groups).reshape(records, -1, *shape)
     return kernels.squeeze(1) if rows == records else kernels.sum(1)
+
+
+def _kernel_gradient(
+    layer: Convolution, seen: Tensor, back: Tensor, like: Tensor, padding: list[int], groups: int
+) -> Tensor:
+    """By the library's own kernel, of the shape of ``like``."""
+    stride, dilation, none = list(layer.stride), list(layer.dilation), [0] * len(padding)
+    rest = (stride, padding, dilation, False, none, groups, [False, True, False])
+    return torch.ops.aten.convolution_backward(back, seen, like, None, *rest)[1]
 
 
 # Patches
@@ -245,23 +243,10 @@ def _arranged(layer: Convolution, gradients: Tensor, *, last: bool) -> Tensor:
 
 
 def _kernel_sum(layer: Convolution, seen: Tensor, back: Tensor, weights: Tensor) -> Tensor:
-    """The gradient of the kernel for a weighted batch, by the library's own kernel."""
+    """The gradient of the kernel for a weighted batch."""
     scaled = back * weights.repeat_interleave(len(back) // len(weights)).view(-1, *[1] * (back.ndim - 1))
     seen, padding = _left_to_pad(layer, seen)
-    _, kernel, _ = torch.ops.aten.convolution_backward(
-        scaled,
-        seen,
-        layer.weight.detach(),
-        None,
-        list(layer.stride),
-        padding,
-        list(layer.dilation),
-        False,
-        [0] * len(padding),
-        layer.groups,
-        [False, True, False],
-    )
-    return kernel
+    return _kernel_gradient(layer, seen, scaled, layer.weight.detach(), padding, layer.groups)
 
 
 def padded(layer: Convolution, seen: Tensor, *, last: bool = False) -> Tensor:

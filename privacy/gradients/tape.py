@@ -64,8 +64,7 @@ class Tape:
     itself is run again, record by record side by side (``torch.func``), which is slower; :attr:`slow` names them.
 
     Args:
-        module: its trained parameters are those that take gradients now; the switches must stay, and so must the
-            parameters' memory.
+        module: its trained parameters are those that take gradients now; the switches must stay.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -229,7 +228,6 @@ class Tape:
         native, values = layer.forward, layer._parameters
         norm = None if rule is None else next((of for kind, of in NORMS.items() if isinstance(layer, kind)), None)
         trained = {name: values[name] for name in names}
-        still = {name: parameter.detach() for name, parameter in trained.items() if parameter is not None}
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             if not self._active():
@@ -237,7 +235,8 @@ class Tape:
             if args and isinstance(args[0], Tensor):
                 args = (self._spread(layer, args[0]), *args[1:])
             kept: Sequence[Tensor] = ()
-            values.update(still)  # pyright: ignore[reportArgumentType, reportCallIssue]
+            for name, parameter in trained.items():
+                values[name] = parameter.detach()  # pyright: ignore[reportArgumentType, reportOptionalMemberAccess]
             try:
                 if norm is not None and len(args) == 1 and not torch.is_autocast_enabled(args[0].device.type):
                     out, *kept = norm(layer, args[0])

@@ -470,6 +470,17 @@ def test_what_cannot_be_seen_is_refused(module: nn.Module, message: str) -> None
     assert all(parameter.requires_grad for parameter in module.parameters()), "switches are given back"
 
 
+def test_parameters_may_move_in_memory() -> None:
+    module, x, y = case("conv2d")
+    tape = Tape(module)
+    for parameter in module.parameters():
+        parameter.data = 2 * parameter.data
+    with tape.recording(len(x)):
+        found = tape.gradients(cross_entropy(module(x), y, reduction="sum"))
+    tape.remove()
+    compare(found, one_by_one(module, x, y))
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_what_came_into_a_layer_is_freed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A circle through the graph of autograd would never be found: each step would leave its activations behind."""
